@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all their own set-up: a virtual environment in .venv, with what constraints.txt pins.
+# `make CONSTRAINTS= …` takes the newest versions that pyproject.toml allows instead.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+BIN := .venv/bin
+DEMO := runs/digits_lenet5
+
+.PHONY: help install demo test test-slow lint format clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: .venv/installed  ## make .venv with the package and the tools of development
+
+.venv/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
+	@touch $@
+
+demo: .venv/installed  ## train LeNet-5 on real digits, in under a minute
+	@$(BIN)/python -m experiments.train --config=experiments/configs/digits.py:lenet5 --workdir=$(DEMO)
+
+test: .venv/installed  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: .venv/installed  ## run the long tests too
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/installed  ## check style, imports between the floors, and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: .venv/installed  ## bring the code into the common form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what make has made, but for runs/
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

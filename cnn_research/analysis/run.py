@@ -1,0 +1,154 @@
+"""A run restored from its directory alone: no config file, any number of devices."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import linen as nn
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from cnn_research.data.batches import Batch, load, resize
+from cnn_research.data.order import Shuffled
+from cnn_research.interop import safetensors
+from cnn_research.tasks import Task
+from cnn_research.training.evaluation import Evaluator, open_split
+from cnn_research.training.feed import image_spec
+from cnn_research.training.initialize import restore_run
+from cnn_research.training.parallel import make_parallel
+from cnn_research.training.program import Program
+from cnn_research.training.step import step_rngs
+from cnn_research.training.writers import read_records
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained network with all that belongs to it.
+
+    Attributes:
+      workdir: the run's directory.
+      program: what follows from its config.
+      step: of the checkpoint.
+      variables: of the network, as the run evaluates them (averaged, if it averages).
+    """
+
+    workdir: epath.Path
+    program: Program
+    step: int
+    variables: dict[str, Any]
+
+    @property
+    def config(self) -> ConfigDict:
+        """The run's config."""
+        return self.program.config
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.program.model
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.program.task
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.config.data.class_names or tuple(map(str, range(self.config.model.num_classes)))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of `metrics.jsonl`."""
+        return read_records(self.workdir / "metrics.jsonl")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of `result.json`; {} while the run is unfinished."""
+        path = self.workdir / "result.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @functools.cached_property
+    def _predict(self) -> Any:
+        def predict(variables: Any, batch: Any) -> Any:
+            return self.task.predict(self.model, variables, self.program.preprocessing.test(batch))
+
+        return jax.jit(predict)
+
+    def predict(
+        self, images: Iterable[UInt8[np.ndarray, "height width channels"]], batch_size: int = 256
+    ) -> dict[str, np.ndarray]:
+        """Returns the task's predictions for images of any size, which are brought to the network's.
+
+        Args:
+          images: with the channels that the network takes.
+          batch_size: images at a time; one program is compiled, whatever their number.
+
+        Returns:
+          For classification `logits` and `probabilities` [images, classes], `label` [images].
+        """
+        spec = image_spec(self.config.data)
+        resized = np.stack([resize(image, spec) for image in images])
+        size = min(batch_size, len(resized))
+        parts = []
+        for begin in range(0, len(resized), size):
+            part = resized[begin : begin + size]
+            filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+            predictions = jax.device_get(self._predict(self.variables, {"image": filled}))
+            parts.append({key: value[: len(part)] for key, value in predictions.items()})
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def evaluate(self, split: str = "") -> dict[str, float]:
+        """Returns the metrics of a whole split.
+
+        Args:
+          split: with TFDS's slicing; the config's test split unless given.
+        """
+        source = open_split(self.config, split or self.config.data.test)
+        parallel = make_parallel("jit")
+        evaluator = Evaluator(self.model, self.task, self.program.preprocessing, source, self.config, parallel)
+        return evaluator(parallel.replicate(self.variables))
+
+    def batch(self, step: int, augmented: bool = False) -> Batch:
+        """Returns the exact batch that a step of training saw.
+
+        Args:
+          step: updates done before it.
+          augmented: as the network sees it, augmented and normalised; else as it is stored, uint8.
+        """
+        source = open_split(self.config, self.config.data.train)
+        order = Shuffled(len(source), self.config.batch_size, self.config.seed)
+        batch = load(source, *order(step), image_spec(self.config.data))
+        if not augmented:
+            return batch
+        augment_rng, _ = step_rngs(jax.random.key(self.config.seed), np.int32(step))
+        return jax.device_get(jax.jit(self.program.preprocessing.train)(batch, augment_rng))
+
+    def export(self, path: epath.PathLike) -> None:
+        """Writes the variables as a `.safetensors` file, which `init_from` takes.
+
+        Args:
+          path: of the file.
+        """
+        safetensors.save(self.variables, path)
+
+
+def load_run(workdir: epath.PathLike, step: int | str | None = None) -> Run:
+    """Restores a run on the first device here, whatever devices trained it.
+
+    Args:
+      workdir: the run's directory, local or in a bucket.
+      step: a step that has a checkpoint, `latest` (or None) or `best`.
+
+    Raises:
+      UserError: the directory holds no run, or no such checkpoint.
+    """
+    workdir = epath.Path(workdir).expanduser()
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    program, found, variables = restore_run(workdir, step, sharding)
+    return Run(workdir, program, found, variables)

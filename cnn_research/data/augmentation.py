@@ -1,0 +1,243 @@
+"""Augmentation on the device: random changes of the images of a batch, as pure functions of a key.
+
+It runs inside the jitted step, on floats in 0..1, before `normalize`. Each example draws from a key of its own, made of
+its position in the global batch, and each operation from a key of its own below that: what happens to an example
+depends neither on how the batch is cut over devices nor on which other operations are on.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Key, Shaped
+
+from cnn_research.data import color, crops, mixing
+from cnn_research.data.color import Image, Scalar
+from cnn_research.errors import UserError, nearest
+
+PAD_MODES = ("zeros", "reflect")
+SPATIAL_TARGETS = ("segmentation_mask", "instance_mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Which operations are on, in the order in which they are applied; by default none.
+
+    Attributes:
+      random_resized_crop: the smallest and the largest part of the image's area that a random window has, which is then
+        resized to the image's size (Szegedy et al. 2014, arXiv:1409.4842: 0.08,1.0); 1.0,1.0 is off.
+      aspect_ratio: the smallest and the largest width over height of that window, log-uniform.
+      pad_crop: pixels of padding on each side; a random window of the image's size is then cropped (He et al. 2015,
+        arXiv:1512.03385: 4 for CIFAR); 0 is off.
+      pad_mode: what is padded: `zeros`, which means `fill`, or `reflect`.
+      flip: mirrors half of the images left to right (Krizhevsky et al. 2012).
+      brightness: the factor is drawn from 1 ± this, never below 0; 0 is off.
+      contrast: likewise.
+      saturation: likewise.
+      hue: the turn of the colour circle is drawn from ± this, at most 0.5; 0 is off.
+      cutout: side in pixels of the square that is set to `fill`; its centre is any pixel, so it may hang over the
+        border (DeVries & Taylor 2017, arXiv:1708.04552); 0 is off.
+      fill: colour in 0..1 of padding and of cut-out squares: one value, or one a channel. Give the data's mean to have
+        zeros after normalising, as in the papers.
+      mixup: alpha of the Beta(alpha, alpha) from which each example draws its own weight (Zhang et al. 2017,
+        arXiv:1710.09412); 0 is off.
+      cutmix: alpha likewise, for the area that is left to the example (Yun et al. 2019, arXiv:1905.04899); 0 is off.
+        Where both are on, each example takes one of them with probability 1/2.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+
+    random_resized_crop: tuple[float, ...] = (1.0, 1.0)
+    aspect_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    pad_crop: int = 0
+    pad_mode: str = "zeros"
+    flip: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    cutout: int = 0
+    fill: tuple[float, ...] = (0.0,)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self):
+        for field in ("random_resized_crop", "aspect_ratio", "fill"):
+            # A list from JSON becomes a tuple again: the configuration is hashed where it is a static argument of jit.
+            object.__setattr__(self, field, _numbers(field, getattr(self, field)))
+        for field in ("pad_crop", "brightness", "contrast", "saturation", "hue", "cutout", "mixup", "cutmix"):
+            value = getattr(self, field)
+            if not 0 <= value < math.inf:
+                raise UserError(f"augmentation.{field}={value} must be a number from 0, which turns it off")
+        if self.hue > 0.5:
+            raise UserError(
+                f"augmentation.hue={self.hue} is over 0.5, which is all colours: it is in turns of the colour circle"
+            )
+        if self.pad_mode not in PAD_MODES:
+            raise UserError(f"augmentation.pad_mode={self.pad_mode!r} is unknown; {nearest(self.pad_mode, PAD_MODES)}")
+        for field, largest in (("random_resized_crop", 1), ("aspect_ratio", math.inf)):
+            values = getattr(self, field)
+            if len(values) != 2 or not 0 < values[0] <= values[1] <= largest or math.isinf(values[1]):
+                above = f" up to {largest}" if largest == 1 else ""
+                raise UserError(f"augmentation.{field}={values} must be a smallest and a largest number above 0{above}")
+        if not all(0 <= value <= 1 for value in self.fill):
+            raise UserError(f"augmentation.fill={self.fill} must be in 0..1, where 1 is white")
+
+
+class Draw(enum.IntEnum):
+    """What each operation, by its field's name, folds into an example's key: another number would change every run."""
+
+    RANDOM_RESIZED_CROP = 0
+    PAD_CROP = 1
+    FLIP = 2
+    BRIGHTNESS = 3
+    CONTRAST = 4
+    SATURATION = 5
+    HUE = 6
+    CUTOUT = 7
+    MIXUP = 8
+    CUTMIX = 9
+    MIXUP_OR_CUTMIX = 10
+
+
+def augment(
+    config: Augmentation,
+    rng: Key[Array, ""],
+    batch: Mapping[str, Shaped[Array, "batch ..."]],
+    positions: Int[Array, "batch"],
+    axis_name: str | None = None,
+) -> dict[str, Shaped[Array, "batch ..."]]:
+    """Augments a batch; mixup and cutmix take from example i - 1 of the global batch.
+
+    Args:
+      config: which operations are on.
+      rng: key of this step.
+      batch: with `image` in 0..1, and `label` where examples are mixed. Those that `example_mask` rules out are not
+        mixed into others.
+      positions: of the examples in the global batch, contiguous and ascending.
+      axis_name: of the devices that hold the global batch in order, under `pmap`; under `jit` the batch is the
+        global one.
+
+    Returns:
+      The batch with the images changed. Where mixup or cutmix is on, also `label_other` and `label_weight`, which is
+      the part of `label` in the target; the rest is `label_other`'s.
+
+    Raises:
+      UserError: the batch holds targets that an operation would have to move or mix too, or lacks labels to mix.
+    """
+    operations = _operations(config)
+    mixes = config.mixup > 0 or config.cutmix > 0
+    if not operations and not mixes:
+        return dict(batch)
+    _check(config, batch)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, positions)
+
+    def augment_image(key: Key[Array, ""], image: Image) -> Image:
+        for draw, operation in operations.items():
+            image = operation(jax.random.fold_in(key, draw), image)
+        return image
+
+    batch = dict(batch) | {"image": jax.vmap(augment_image)(keys, batch["image"])}
+    if not mixes:
+        return batch
+    real = batch.get("example_mask", jnp.ones(len(positions), bool))
+    image, label, other_is_real = (mixing.previous(x, axis_name) for x in (batch["image"], batch["label"], real))
+    mixed, weight = jax.vmap(partial(_mix, config))(keys, batch["image"], image, real & other_is_real)
+    return batch | {"image": mixed, "label_other": label, "label_weight": weight}
+
+
+def normalize(
+    images: Float[Array, "*batch height width channels"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch height width channels"]:
+    """Returns (images - mean) / std.
+
+    Args:
+      images: in 0..1.
+      mean: in the same units; one value a channel, or one for all.
+      std: likewise.
+
+    Raises:
+      UserError: a wrong number of values, or a standard deviation that is not positive.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, images.shape[-1]):
+            raise UserError(
+                f"{name}={values} does not fit {images.shape[-1]} channels; give one value, or one a channel"
+            )
+    if not all(value > 0 for value in std):
+        raise UserError(f"std={std} must be positive")
+    return (images - jnp.array(mean, images.dtype)) / jnp.array(std, images.dtype)
+
+
+def _operations(config: Augmentation) -> dict[Draw, Callable[[Key[Array, ""], Image], Image]]:
+    """Returns those operations on single images that are on, in order."""
+    table = (
+        (
+            Draw.RANDOM_RESIZED_CROP,
+            config.random_resized_crop != (1.0, 1.0),
+            partial(crops.random_resized_crop, area=config.random_resized_crop, aspect_ratio=config.aspect_ratio),
+        ),
+        (
+            Draw.PAD_CROP,
+            config.pad_crop,
+            partial(crops.pad_crop, padding=config.pad_crop, mode=config.pad_mode, fill=config.fill),
+        ),
+        (Draw.FLIP, config.flip, crops.flip),
+        (Draw.BRIGHTNESS, config.brightness, partial(_jitter, color.adjust_brightness, config.brightness)),
+        (Draw.CONTRAST, config.contrast, partial(_jitter, color.adjust_contrast, config.contrast)),
+        (Draw.SATURATION, config.saturation, partial(_jitter, color.adjust_saturation, config.saturation)),
+        (Draw.HUE, config.hue, partial(_turn_hue, config.hue)),
+        (Draw.CUTOUT, config.cutout, partial(crops.cutout, side=config.cutout, fill=config.fill)),
+    )
+    return {draw: operation for draw, on, operation in table if on}
+
+
+def _jitter(adjust: Callable[[Image, Scalar], Image], strength: float, key: Key[Array, ""], image: Image) -> Image:
+    return adjust(image, jax.random.uniform(key, minval=max(0.0, 1 - strength), maxval=1 + strength))
+
+
+def _turn_hue(strength: float, key: Key[Array, ""], image: Image) -> Image:
+    return color.adjust_hue(image, jax.random.uniform(key, minval=-strength, maxval=strength))
+
+
+def _mix(
+    config: Augmentation, key: Key[Array, ""], image: Image, other: Image, real: Bool[Array, ""]
+) -> tuple[Image, Float32[Array, ""]]:
+    """Applies mixup or cutmix to one example, unless it or the other one is padding."""
+    table = ((Draw.MIXUP, mixing.mixup, config.mixup), (Draw.CUTMIX, mixing.cutmix, config.cutmix))
+    results = [mix(jax.random.fold_in(key, draw), image, other, alpha) for draw, mix, alpha in table if alpha]
+    if len(results) == 2:
+        choice = jax.random.bernoulli(jax.random.fold_in(key, Draw.MIXUP_OR_CUTMIX))
+        results = [jax.tree.map(partial(jnp.where, choice), *results)]
+    [(mixed, weight)] = results
+    return jnp.where(real, mixed, image), jnp.where(real, weight, 1)
+
+
+def _numbers(field: str, values: tuple[float, ...] | list[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise UserError(f"augmentation.{field}={values!r} must be numbers with commas between them") from None
+
+
+def _check(config: Augmentation, batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
+    """Raises `UserError` where the images would no longer fit their targets, or `fill` does not fit the images."""
+    channels = batch["image"].shape[-1]
+    if len(config.fill) not in (1, channels):
+        raise UserError(
+            f"augmentation.fill={config.fill} does not fit {channels} channels; give one value, or one a channel"
+        )
+    operations = _operations(config)
+    moving = [draw for draw in (Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.FLIP) if draw in operations]
+    mixed = [draw for draw, alpha in ((Draw.MIXUP, config.mixup), (Draw.CUTMIX, config.cutmix)) if alpha]
+    spatial = sorted(key for key in batch if key in SPATIAL_TARGETS or key.startswith("objects/"))
+    if spatial and (moving or mixed):
+        name = (moving + mixed)[0].name.lower()
+        raise UserError(f"augmentation.{name} changes the image but not yet its {spatial[0]}; turn it off")
+    if mixed and "label" not in batch:
+        raise UserError(f"augmentation.{mixed[0].name.lower()} mixes labels, and this data has none; turn it off")

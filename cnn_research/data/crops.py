@@ -1,0 +1,99 @@
+"""Random windows of an image: cropped, resized, mirrored or cut out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
+
+from cnn_research.data.color import Image
+
+# So many windows are drawn before the largest that fits is taken, in Szegedy et al.'s code as in torchvision's.
+WINDOW_TRIES = 10
+
+
+def random_resized_crop(
+    key: Key[Array, ""], image: Image, area: tuple[float, ...], aspect_ratio: tuple[float, ...]
+) -> Image:
+    """Resizes a random window to the image's size, bilinearly; it only ever grows, so that nothing aliases.
+
+    Args:
+      key: to draw from.
+      image: any.
+      area: the smallest and the largest window's part of the image's area, uniform.
+      aspect_ratio: the smallest and the largest width over height, log-uniform. Where ten draws do not fit into the
+        image, the largest window that does is taken.
+    """
+    height, width, _ = image.shape
+    size_key, corner_key = jax.random.split(key)
+    low, high = np.array([area, np.log(aspect_ratio)]).T
+    areas, aspects = jax.random.uniform(size_key, (WINDOW_TRIES, 2), minval=low, maxval=high).T
+    areas, aspects = areas * height * width, jnp.exp(aspects)
+    sizes = jnp.round(jnp.sqrt(jnp.stack([areas / aspects, areas * aspects], axis=-1))).astype(int)
+    aspect = min(max(width / height, aspect_ratio[0]), aspect_ratio[1])
+    largest = jnp.array([max(1, round(min(height, width / aspect))), max(1, round(min(width, height * aspect)))])
+    limits = jnp.array([height, width])
+    fits = ((sizes >= 1) & (sizes <= limits)).all(axis=-1)
+    size = jnp.where(fits.any(), sizes[jnp.argmax(fits)], largest)
+    return resize_window(image, random_integers(corner_key, limits - size + 1), size)
+
+
+def resize_window(image: Image, corner: Int[Array, "2"], size: Int[Array, "2"]) -> Image:
+    """Resizes a window to the image's size, bilinearly between pixel centres; nothing outside the window is read.
+
+    Args:
+      image: any.
+      corner: row and column of the window's first pixel.
+      size: the window's height and width, at most the image's.
+    """
+    # Gathered rows and columns: on a CPU 7 times as fast as products with interpolation matrices at 224x224, 2 to 3 at
+    # 32x32.
+    for axis in (0, 1):
+        length = image.shape[axis]
+        # (i + 1/2) size / length - 1/2, in units of 1 / (2 length): in whole numbers the whole image stays as it is.
+        source = jnp.clip((2 * jnp.arange(length) + 1) * size[axis] - length, 0, 2 * length * (size[axis] - 1))
+        first, rest = jnp.divmod(source, 2 * length)
+        fraction = jnp.expand_dims((rest / (2 * length)).astype(image.dtype), (1 - axis, 2))
+        below, above = (jnp.take(image, corner[axis] + first + step, axis=axis, mode="clip") for step in (0, 1))
+        image = below * (1 - fraction) + above * fraction
+    return image
+
+
+def pad_crop(
+    key: Key[Array, ""], image: Image, padding: int, mode: str = "zeros", fill: tuple[float, ...] = (0.0,)
+) -> Image:
+    """Pads an image on each side and crops a random window of its first size, all offsets alike."""
+    widths = ((padding, padding), (padding, padding), (0, 0))
+    if mode == "reflect":
+        padded = jnp.pad(image, widths, mode="reflect")
+    else:
+        inside = jnp.pad(jnp.ones((*image.shape[:2], 1), bool), widths)
+        padded = jnp.where(inside, jnp.pad(image, widths), jnp.array(fill, image.dtype))
+    row, column = random_integers(key, jnp.array([2 * padding + 1] * 2))
+    # On a CPU 13 times as fast as products with one-hot matrices or shifts by powers of two, for 128 images of 32x32.
+    return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+
+
+def flip(key: Key[Array, ""], image: Image) -> Image:
+    """Mirrors an image left to right with probability 1/2."""
+    columns = jnp.arange(image.shape[1])
+    # A gather, because XLA for CPUs works out again and again what the alternatives of a choice between two images are
+    # made of: after a resized crop that took ten times as long.
+    return jnp.take(image, jnp.where(jax.random.bernoulli(key), columns[::-1], columns), axis=1, mode="clip")
+
+
+def cutout(key: Key[Array, ""], image: Image, side: int, fill: tuple[float, ...] = (0.0,)) -> Image:
+    """Fills a square around a random pixel; what of it hangs over the border is lost."""
+    return jnp.where(random_rectangle(key, image, jnp.array([side, side])), jnp.array(fill, image.dtype), image)
+
+
+def random_rectangle(key: Key[Array, ""], image: Image, size: Int[Array, "2"]) -> Bool[Array, "height width 1"]:
+    """Marks the pixels of a rectangle around a random pixel."""
+    height, width, _ = image.shape
+    top, left = random_integers(key, jnp.array([height, width])) - size // 2
+    rows, columns = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
+    return (rows >= top) & (rows < top + size[0]) & (columns >= left) & (columns < left + size[1])
+
+
+def random_integers(key: Key[Array, ""], bounds: Int[Array, "2"]) -> Int[Array, "2"]:
+    """Draws whole numbers from 0 to below the bounds, in half the time that `jax.random.randint` takes to compile."""
+    return jnp.floor(jax.random.uniform(key, (2,)) * bounds).astype(int)

@@ -1,0 +1,27 @@
+"""Flax modules that several families of networks share, each a layer that analysis can address by name."""
+
+from cnn_research.layers.activations import ACTIVATIONS, Activation, activation
+from cnn_research.layers.convolution import Conv, PartialConv
+from cnn_research.layers.fields import check_choice, check_shared, check_unused
+from cnn_research.layers.initializers import INITIALIZERS, initializer
+from cnn_research.layers.normalization import DEVICE_AXIS, NORMS, Norm
+from cnn_research.layers.pooling import POOLS, Pool, TrainablePool
+
+__all__ = [
+    "ACTIVATIONS",
+    "DEVICE_AXIS",
+    "INITIALIZERS",
+    "NORMS",
+    "POOLS",
+    "Activation",
+    "Conv",
+    "Norm",
+    "PartialConv",
+    "Pool",
+    "TrainablePool",
+    "activation",
+    "check_choice",
+    "check_shared",
+    "check_unused",
+    "initializer",
+]

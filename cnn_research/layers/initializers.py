@@ -1,0 +1,53 @@
+"""How weights start, by name."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.nn import initializers
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+
+from cnn_research.errors import UserError, nearest
+
+# Called with a key, a shape and a dtype.
+Initializer = Callable[..., Array]
+
+
+def lecun1998(
+    key: PRNGKeyArray | UInt32[Array, "2"], shape: Sequence[int], dtype: DTypeLike = "float32"
+) -> Float[Array, "..."]:
+    """Draws uniformly from ±2.4 / F, F the inputs of a unit: LeNet-5's, made for squashing functions (appendix A).
+
+    Args:
+      key: random key.
+      shape: shape of the kernel, its last axis the units.
+      dtype: of the weights.
+    """
+    limit = 2.4 / math.prod(shape[:-1])
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+INITIALIZERS: dict[str, Initializer] = {
+    "glorot_normal": initializers.glorot_normal(),
+    "glorot_uniform": initializers.glorot_uniform(),
+    "he_normal": initializers.he_normal(),
+    "he_uniform": initializers.he_uniform(),
+    "lecun1998": lecun1998,
+    "lecun_normal": initializers.lecun_normal(),
+    "lecun_uniform": initializers.lecun_uniform(),
+}
+
+
+def initializer(name: str) -> Initializer:
+    """Returns the initializer of a name.
+
+    Args:
+      name: a key of `INITIALIZERS`.
+
+    Raises:
+      UserError: the name is not known.
+    """
+    if name not in INITIALIZERS:
+        raise UserError(f"initializer {name!r} is not known; {nearest(name, INITIALIZERS)}")
+    return INITIALIZERS[name]

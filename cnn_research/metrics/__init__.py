@@ -1,0 +1,1 @@
+"""What the field reports, from sums that are added over batches and devices."""

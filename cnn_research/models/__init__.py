@@ -1,0 +1,106 @@
+"""Networks by name: the one table of names, and how a configuration becomes a module."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from cnn_research.errors import UserError, nearest
+from cnn_research.models import resnet
+from cnn_research.models.lenet import LeNet
+
+MODELS: dict[str, partial[Any]] = {
+    "lenet5": partial(LeNet),
+    "lenet5_modern": partial(
+        LeNet, activation="relu", pool="max", c3="dense", output="softmax", kernel_init="he_normal"
+    ),
+    **{name: partial(resnet.ResNet, **fields) for name, fields in resnet.VARIANTS.items()},
+}
+
+__all__ = ["MODELS", "config", "create", "names"]
+
+
+def names() -> list[str]:
+    """Returns the name of every network, sorted."""
+    return sorted(MODELS)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Tells whether a value is of the type of a field; a truth value is no number, a whole number is a float."""
+    arguments = typing.get_args(kind)
+    origin = typing.get_origin(kind) or kind
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is Callable:
+        return callable(value)
+    if origin is tuple and isinstance(value, tuple):
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if isinstance(value, bool):
+        return origin is bool
+    return isinstance(value, (int, float) if origin is float else origin)
+
+
+def _tuples(value: Any) -> Any:
+    """Returns lists, also nested ones, as tuples: JSON knows no tuples and modules take no lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _fields(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns all fields of a network, those given checked against their types."""
+    if name not in MODELS:
+        raise UserError(f"model {name!r} is not known; {nearest(name, MODELS)}")
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, MODELS[name].func))}
+    for linens_own in ("parent", "name"):
+        del fields[linens_own]
+    values = {field.name: field.default for field in fields.values()} | MODELS[name].keywords
+    for field, value in given.items():
+        if field not in fields:
+            raise UserError(f"{name} has no field {field!r}; {nearest(field, fields)}")
+        value = _tuples(value)
+        if not _fits(value, fields[field].type):
+            raise UserError(f"{field}={value!r} is of the wrong type; a right one is {values[field]!r}")
+        values[field] = float(value) if fields[field].type is float else value
+    return values
+
+
+def create(name: str, **fields: Any) -> nn.Module:
+    """Creates a network.
+
+    Args:
+      name: one of `names()`.
+      **fields: fields that differ from the network's defaults.
+
+    Raises:
+      UserError: the name, a field or its value is not known.
+    """
+    values = _fields(name, fields)
+    return MODELS[name].func(**values)
+
+
+def config(name: str, **fields: Any) -> ConfigDict:
+    """Returns a network's configuration: `create(**config(name))` creates the network.
+
+    Args:
+      name: one of `names()`.
+      **fields: fields that differ from the network's defaults.
+
+    Returns:
+      The name and all fields, by name.
+
+    Raises:
+      UserError: the name, a field or its value is not known, or a value is a function, which no file can hold.
+    """
+    values = _fields(name, fields)
+    for field, value in values.items():
+        if callable(value):
+            raise UserError(
+                f"{field} is a function; a configuration holds a name, such as {MODELS[name]().activation!r}"
+            )
+    create(name, **values)
+    return ConfigDict({"name": name, **values})

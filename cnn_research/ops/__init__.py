@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: the discrete operations that convolutional networks are made of."""

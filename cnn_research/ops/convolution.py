@@ -1,0 +1,58 @@
+"""Convolution as networks use the word: cross-correlation, summed over channels."""
+
+from collections.abc import Sequence
+
+from jax import lax
+from jaxtyping import Array, Float
+
+from cnn_research.errors import UserError
+from cnn_research.ops.geometry import Padding, explicit_padding, output_size, pair
+from cnn_research.ops.padding import pad
+
+
+def convolve(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    strides: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    padding_mode: str = "zeros",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Convolves images with a bank of kernels.
+
+    Args:
+      x: images.
+      kernel: one kernel for each output channel.
+      strides: step, one number or (vertical, horizontal).
+      padding: `same` (symmetric and independent of the stride), `valid`, one width for every border, or
+        ((top, bottom), (left, right)).
+      padding_mode: zeros, edge, reflect, symmetric or circular.
+      dilation: distance of the kernel's taps, one number or (vertical, horizontal).
+      groups: the channels and the features are cut into so many groups, each convolved on its own.
+
+    Raises:
+      UserError: the kernel does not fit into the padded images, or the groups do not fit the channels.
+    """
+    strides, dilation = pair(strides), pair(dilation)
+    widths = explicit_padding(padding, kernel.shape[:2], dilation)
+    for size, extent, stride, width, distance in zip(
+        x.shape[1:3], kernel.shape[:2], strides, widths, dilation, strict=True
+    ):
+        output_size(size, extent, stride, width, distance)
+    channels, features = x.shape[-1], kernel.shape[-1]
+    if groups < 1 or channels % groups or features % groups:
+        raise UserError(f"groups={groups} must divide both the {channels} channels and the {features} features")
+    if kernel.shape[2] * groups != channels:
+        raise UserError(f"the kernel takes {kernel.shape[2] * groups} channels; the images have {channels}")
+    if padding_mode != "zeros":
+        x, widths = pad(x, ((0, 0), *widths, (0, 0)), padding_mode), ((0, 0), (0, 0))
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        widths,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )

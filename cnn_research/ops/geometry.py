@@ -1,0 +1,89 @@
+"""Windows that slide over an image: their padding and the size of what they give, O = ⌊(I − K + P) / S⌋ + 1."""
+
+from collections.abc import Sequence
+
+from cnn_research.errors import UserError, nearest
+
+Pair = tuple[int, int]
+
+# `same`, `valid`, one width for every border, or ((top, bottom), (left, right)).
+Padding = int | str | tuple[Pair, Pair]
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """Returns (height, width) of a size that may be given as one number for both."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def same_padding(kernel: int, dilation: int = 1) -> Pair:
+    """Returns the padding that keeps the size at stride 1.
+
+    It is the same at every stride and, for an odd kernel, symmetric: (3, 3) for 7, where TensorFlow's SAME pads an even
+    size at stride 2 by (2, 3). An even kernel has the odd value after.
+
+    Args:
+      kernel: size of the kernel along the axis.
+      dilation: distance of its taps.
+    """
+    total = dilation * (kernel - 1)
+    return total // 2, total - total // 2
+
+
+def explicit_padding(
+    padding: Padding, kernel_size: int | Sequence[int], dilation: int | Sequence[int] = 1
+) -> tuple[Pair, Pair]:
+    """Returns ((top, bottom), (left, right)) in numbers.
+
+    Args:
+      padding: `same` (see `same_padding`), `valid` (none), one width for every border, or the pairs themselves.
+      kernel_size: size of the kernel, one number or (height, width).
+      dilation: distance of its taps, one number or (vertical, horizontal).
+
+    Raises:
+      UserError: the padding is neither of these.
+    """
+    if padding == "same":
+        vertical, horizontal = map(same_padding, pair(kernel_size), pair(dilation))
+        return vertical, horizontal
+    if padding == "valid":
+        padding = 0
+    if isinstance(padding, str):
+        raise UserError(f"padding {padding!r} is not known; {nearest(padding, ('same', 'valid'))}")
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
+    if any(width < 0 for widths in padding for width in widths):
+        raise UserError(f"padding {padding} is negative; a width is 0 or more")
+    return padding
+
+
+def output_size(size: int, kernel: int, stride: int = 1, padding: int | Pair = 0, dilation: int = 1) -> int:
+    """Returns how many positions a window takes along one axis.
+
+    >>> output_size(224, 7, stride=2, padding=3)  # the stem of a ResNet
+    112
+
+    Args:
+      size: values along the axis.
+      kernel: size of the window.
+      stride: step of the window.
+      padding: values added at each end, or (before, after).
+      dilation: distance of the window's taps.
+
+    Raises:
+      UserError: the window does not fit into the padded input, or a number is out of range.
+    """
+    before, after = pair(padding)
+    if min(kernel, stride, dilation) < 1 or min(before, after) < 0:
+        raise UserError(
+            f"kernel {kernel}, stride {stride}, dilation {dilation}, padding {(before, after)} is no window; "
+            "kernel, stride and dilation are 1 or more, padding 0 or more"
+        )
+    extent = dilation * (kernel - 1) + 1
+    padded = before + size + after
+    if extent > padded:
+        raise UserError(
+            f"a window of {extent} does not fit an input of {size} padded by {(before, after)}; "
+            f"the input must be at least {extent - before - after}"
+        )
+    return (padded - extent) // stride + 1

@@ -1,0 +1,56 @@
+"""The contract between a task and the loop: what every kind of problem says about losses, predictions and metrics."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import flax.linen as nn
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+Batch = Mapping[str, Array | np.ndarray]
+Predictions = Mapping[str, Array | np.ndarray]
+Variables = Mapping[str, Any]
+Ratio = tuple[Array, Array]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A frozen dataclass of pure functions; all but `summarize` run inside the compiled step.
+
+    Every batch holds `example_mask`, bool[batch]. A padded example, whose mask is False, counts nowhere.
+
+    Attributes:
+      primary_metric: the name in `summarize` by which checkpoints are ranked; higher is better.
+    """
+
+    primary_metric: ClassVar[str]
+
+    def loss(
+        self, model: nn.Module, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
+    ) -> tuple[dict[str, Ratio], dict[str, Any]]:
+        """The objective, as ratios whose parts are added over micro-batches and devices before the one division.
+
+        Args:
+          model: called as the task needs it.
+          variables: `params` and, where the model has them, `batch_stats`.
+          batch: the images and their annotation.
+          rng: what is drawn inside the network, such as dropout.
+          train: whether the model runs in its training mode.
+
+        Returns:
+          {term: (sum, weight)}, and aux: `batch_stats`, the new ones ({} if the model has none), and `metrics`,
+          {name: (sum, weight)}, shown while training.
+        """
+        ...
+
+    def predict(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Predictions for `batch["image"]`, one row an example."""
+        ...
+
+    def measure(self, predictions: Predictions, batch: Batch) -> dict[str, Any]:
+        """Reduces predictions to a pytree of arrays that are added over batches and devices."""
+        ...
+
+    def summarize(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Turns the sums over a whole split into named numbers on the host."""
+        ...

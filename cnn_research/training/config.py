@@ -1,0 +1,174 @@
+"""The config of a run: every field with its default, its form on disk, and how two configs differ."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from cnn_research import models, tasks
+from cnn_research.data.augmentation import Augmentation
+from cnn_research.errors import UserError, nearest
+
+PARALLEL = ("jit", "pmap")
+PRECISION = {"f32": "float32", "bf16": "bfloat16"}
+
+# Fields that say how a run is watched, kept and spread over devices, and not what it computes: a run may resume with
+# other values. (Another number of devices, or the other `parallel`, changes results by rounding.)
+OPERATIONAL = (
+    "parallel", "log_every", "eval_every", "checkpoint_every", "keep_last", "keep_best", "eval_batch_size",
+    "tensorboard", "profile", "data.data_dir", "data.resident", "data.workers",
+)  # fmt: skip
+
+
+def default_config(model: str, task: str = "classification", **model_fields: Any) -> ConfigDict:
+    """Returns the config that recipes start from; a recipe overwrites what its data set wants.
+
+    Args:
+      model: a name from `models.names()`.
+      task: a name from `tasks.names()`.
+      **model_fields: fields of the model that differ from its defaults.
+    """
+    return ConfigDict(
+        dict(
+            seed=0,
+            task=task,
+            duration="10ep",  # epochs, or steps: 5000
+            batch_size=128,  # of all devices together
+            eval_batch_size=500,
+            parallel="jit",  # jit: one program over a mesh of devices; pmap: a replica each
+            precision="auto",  # f32 | bf16 | auto: bf16 on TPU and GPU, f32 on CPU, unless model.dtype says otherwise
+            log_every=50,  # steps
+            eval_every="1ep",
+            checkpoint_every="1ep",
+            keep_last=2,  # checkpoints
+            keep_best=1,  # checkpoints, by the task's primary metric
+            tensorboard=True,
+            profile="",  # steps to trace with jax.profiler: "100:110"
+            init_from="",  # a run's directory, or a .safetensors file
+            init_except="",  # regex over variables' paths that keep their fresh values: "params/head"
+            ema=0.0,  # decay of the averaged parameters that evaluation then uses; 0: none
+            accumulate=1,  # micro-batches a step
+            data=dict(
+                name="",  # a TFDS name, or a directory that a TFDS builder prepared
+                train="train",
+                test="test",
+                data_dir="",
+                num_examples=0,  # of the training split, where the data is absent (plan, tabulate)
+                class_names=(),  # read from the data set
+                image_size=(32, 32),  # height, width
+                channels=3,
+                resize="stretch",  # stretch | pad | crop
+                mean=(0.5,),  # of pixels in 0..1; one for all channels or one for each
+                std=(0.5,),
+                resident="auto",  # on | off | auto: the split lives on the devices if its images take at most 1 GiB
+                workers=0,  # processes that decode; 0: threads
+            ),
+            augmentation=dataclasses.asdict(Augmentation()),
+            loss=tasks.config(task),
+            optimizer=dict(
+                name="sgd",  # sgd | nesterov | adamw | lars | lamb | muon
+                learning_rate=0.1,
+                schedule="cosine",  # constant | cosine | linear | step
+                warmup="5%",  # linear, from 0
+                final=0.0,  # share of learning_rate at the end (cosine, linear)
+                milestones=("50%", "75%"),  # when the rate is multiplied by `factor` (step)
+                factor=0.1,
+                momentum=0.9,  # sgd, nesterov, lars, muon
+                beta1=0.9,  # adamw, lamb
+                beta2=0.999,
+                epsilon=1e-8,
+                weight_decay=5e-4,  # sgd, nesterov: added to the gradient; lars, lamb: in the trust ratio; else apart
+                decay="(^|/)kernel$",  # regex over parameters' paths that decay: by default no norms and biases
+                clip_norm=0.0,  # of the whole gradient; 0: none
+                freeze="",  # regex over paths of parameters, and of statistics of norms, that stay as they are
+            ),
+            model=models.config(model, **model_fields),
+        )
+    )
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks the fields that no other part checks when it is built.
+
+    Raises:
+      UserError: naming the field and what would be right.
+    """
+    if config.parallel not in PARALLEL:
+        raise UserError(f"parallel={config.parallel!r} is unknown; {nearest(config.parallel, PARALLEL)}")
+    if config.precision not in (*PRECISION, "auto"):
+        raise UserError(f"precision={config.precision!r} is unknown; it is auto, f32 or bf16")
+    if config.data.resident not in ("auto", "on", "off"):
+        raise UserError(f"data.resident={config.data.resident!r} is unknown; it is auto, on or off")
+    for field in ("batch_size", "eval_batch_size", "log_every", "accumulate", "keep_last"):
+        if config[field] < 1:
+            raise UserError(f"{field}={config[field]} must be at least 1")
+    for field in ("keep_best", "seed"):
+        if config[field] < 0:
+            raise UserError(f"{field}={config[field]} must not be negative")
+    if not 0 <= config.ema < 1:
+        raise UserError(f"ema={config.ema} is a decay: at least 0, below 1")
+    if config.batch_size % config.accumulate:
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide into accumulate={config.accumulate} micro-batches"
+        )
+    for field in ("mean", "std"):
+        if len(config.data[field]) not in (1, config.data.channels):
+            raise UserError(
+                f"data.{field}={config.data[field]} must be one number, or {config.data.channels}: one a channel"
+            )
+    if min(config.data.std) <= 0:
+        raise UserError(f"data.std={config.data.std} must be above 0")
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as indented JSON, with its keys in order."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Returns the config that `to_json` wrote; JSON's lists are tuples again."""
+    return ConfigDict(_lists_to_tuples(json.loads(text)))
+
+
+def load(workdir: epath.PathLike) -> ConfigDict:
+    """Reads a run's config.
+
+    Raises:
+      UserError: the directory holds no run.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: there is no {path.name} in it")
+    try:
+        return from_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config as {`data.name`: value}."""
+    return dict(_flatten(config.to_dict(), ""))
+
+
+def _flatten(fields: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns the fields that differ, but for the operational ones, as {field: (old, new)}; a missing field is None."""
+    first, second = flatten(old), flatten(new)
+    fields = sorted({*first, *second} - set(OPERATIONAL))
+    return {field: (first.get(field), second.get(field)) for field in fields if first.get(field) != second.get(field)}

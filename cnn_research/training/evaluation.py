@@ -1,0 +1,78 @@
+"""Evaluation over a whole split: every example counts once, whatever the batch size and the number of devices."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from cnn_research.data.order import Sequential
+from cnn_research.data.sources import Source, open_source
+from cnn_research.errors import UserError
+from cnn_research.tasks import Task
+from cnn_research.training.feed import Feed, make_feed
+from cnn_research.training.parallel import Jit
+from cnn_research.training.step import Preprocessing, make_eval_step
+
+
+class Evaluator:
+    """A split and the compiled step that measures a network on it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        preprocessing: Preprocessing,
+        source: Source,
+        config: ConfigDict,
+        parallel: Jit,
+    ):
+        """Loads the split and prepares the step.
+
+        Args:
+          model: the network.
+          task: its predictions and what is measured of them.
+          preprocessing: of the images.
+          source: the split.
+          config: of the run.
+          parallel: how the step runs; always `jit`, whatever trains.
+        """
+        check_classes(source, config)
+        # Padding makes any batch size divide among the devices.
+        batch_size = -(-min(config.eval_batch_size, len(source)) // parallel.devices) * parallel.devices
+        self._order = Sequential(len(source), batch_size)
+        self._feed: Feed = make_feed(source, self._order, config.data, parallel)
+        self._task = task
+        self._step = jax.jit(make_eval_step(model, task, preprocessing), out_shardings=parallel.replicated)
+        self._add = jax.jit(lambda first, second: jax.tree.map(jnp.add, first, second), donate_argnums=0)
+
+    def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
+        """Returns the metrics of the split, under the task's names.
+
+        Args:
+          variables: the network's, replicated over the mesh.
+        """
+        sums = None
+        for batch in self._feed(0, len(self._order)):
+            new = self._step(variables, batch, self._feed.data)
+            sums = new if sums is None else self._add(sums, new)
+        return self._task.summarize(jax.device_get(sums))
+
+
+def check_classes(source: Source, config: ConfigDict) -> None:
+    """Refuses a data set with more classes than the network has outputs.
+
+    Raises:
+      UserError: naming both numbers.
+    """
+    if len(source.class_names) > config.model.num_classes:
+        raise UserError(
+            f"data set {source.name!r} has {len(source.class_names)} classes,"
+            f" model.num_classes is {config.model.num_classes}"
+        )
+
+
+def open_split(config: ConfigDict, split: str) -> Source:
+    """Opens a split of the config's data set."""
+    return open_source(config.data.name, split, config.data.data_dir)

@@ -1,0 +1,135 @@
+"""How one step runs on many devices: `jit` over a mesh, or `pmap` over replicas.
+
+`jit` compiles one program for the global batch: batch norm sees all of it, and the result does not depend on the number
+of devices. `pmap` runs a replica on each device and joins them by an axis name; it gives the same result where batch
+norm is synchronised (which it is here) and nothing draws inside the network: dropout draws per replica.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cnn_research.errors import UserError
+from cnn_research.layers import DEVICE_AXIS
+
+
+@dataclasses.dataclass(frozen=True)
+class Jit:
+    """One program over a mesh: the state is replicated, the batch is cut along its first axis.
+
+    Attributes:
+      mesh: of one axis.
+    """
+
+    mesh: Mesh
+    axis_name: ClassVar[str | None] = None
+
+    @property
+    def devices(self) -> int:
+        """Number of devices of all processes."""
+        return self.mesh.size
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Every device holds all of it."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def block(self, batch_size: int) -> slice:
+        """Returns this process's part of the global batch.
+
+        Raises:
+          UserError: the batch does not divide among the devices.
+        """
+        if batch_size % self.devices:
+            below, above = batch_size // self.devices * self.devices, -(-batch_size // self.devices) * self.devices
+            raise UserError(
+                f"batch_size={batch_size} does not divide among {self.devices} devices;"
+                f" {' or '.join(map(str, filter(None, (below, above))))} does"
+            )
+        local = batch_size // jax.process_count()
+        return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts the same values on every device of the mesh."""
+        return jax.device_put(tree, self.replicated)
+
+    def spread(self, tree: Any) -> Any:
+        """Returns what `replicate` returned in the layout that the compiled step takes."""
+        return tree
+
+    def collect(self, tree: Any) -> Any:
+        """Undoes `spread`."""
+        return tree
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Puts this process's block of a batch on its devices."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def compile(self, step: Callable) -> Callable:
+        """Compiles `step(state, batch, data) -> (state, metrics)`; the old state's memory is reused."""
+        return jax.jit(step, donate_argnums=0, out_shardings=self.replicated)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pmap(Jit):
+    """A replica on each device, joined by `DEVICE_AXIS`; batches and states have a leading axis of local devices."""
+
+    axis_name: ClassVar[str | None] = DEVICE_AXIS
+
+    def spread(self, tree: Any) -> Any:
+        """Gives each local device its replica, under a leading axis."""
+        devices = jax.local_devices()
+        sharding = NamedSharding(Mesh(devices, (DEVICE_AXIS,)), PartitionSpec(DEVICE_AXIS))
+
+        def stack(x: jax.Array) -> jax.Array:
+            copies = [jax.device_put(x.addressable_shards[0].data[None], device) for device in devices]
+            return jax.make_array_from_single_device_arrays((len(devices), *x.shape), sharding, copies)
+
+        return jax.tree.map(stack, tree)
+
+    def collect(self, tree: Any) -> Any:
+        """Takes the first replica; they are all the same."""
+        first = jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+        if jax.process_count() > 1:  # a single process's array cannot be spread over the devices of others
+            first = jax.tree.map(_through_host, first)
+        return self.replicate(first)
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Cuts this process's block of a batch among its devices; the compiled step transfers it."""
+        count = jax.local_device_count()
+        return {key: value.reshape(count, -1, *value.shape[1:]) for key, value in batch.items()}
+
+    def compile(self, step: Callable) -> Callable:
+        """Compiles `step(state, batch, data) -> (state, metrics)`; the metrics are those of the first replica."""
+        mapped = jax.pmap(step, axis_name=DEVICE_AXIS, donate_argnums=0)
+
+        def run(state: Any, batch: Any, data: Any) -> tuple[Any, Any]:
+            state, metrics = mapped(state, batch, data)
+            return state, jax.tree.map(lambda x: x.addressable_shards[0].data, metrics)
+
+        return run
+
+
+def _through_host(x: jax.Array) -> Any:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x)))
+    return np.asarray(x)
+
+
+def make_parallel(kind: str, devices: Sequence[jax.Device] = ()) -> Jit:
+    """Returns the way of running that `config.parallel` names.
+
+    Args:
+      kind: `jit` or `pmap`.
+      devices: of the mesh; all there are unless given. Replicas are on all.
+    """
+    devices = devices or jax.devices()
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return Pmap(mesh) if kind == "pmap" else Jit(mesh)

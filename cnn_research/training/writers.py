@@ -1,0 +1,114 @@
+"""What a run writes beside its checkpoints: metrics as JSON lines and for TensorBoard, its environment, its result."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Replaces a file as a whole: a process that is killed here leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """Returns one line of JSON; NaN and infinities, which JSON lacks, become strings."""
+    return json.dumps({key: _finite(value) for key, value in values.items()})
+
+
+def _finite(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
+    """Returns the records of a `metrics.jsonl`, or [] where there is none."""
+    path = epath.Path(path)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Writer:
+    """Metrics by step, in `metrics.jsonl` and TensorBoard's event files; only process 0 writes."""
+
+    def __init__(self, workdir: epath.PathLike, step: int, tensorboard: bool = True):
+        """Opens the files; records from after `step` are dropped, since those steps are done again.
+
+        Args:
+          workdir: the run's directory.
+          step: that the run goes on from.
+          tensorboard: whether to write event files too.
+        """
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._records: list[dict[str, Any]] = []
+        self._events = None
+        if jax.process_index():
+            return
+        self._records = [record for record in read_records(self._path) if record["step"] <= step]
+        if tensorboard:
+            from tensorboardX import SummaryWriter  # here: importing it takes a third of a second
+
+            self._events = SummaryWriter(os.fspath(workdir), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one record: `{"step": …, "train/loss": …, "seconds": …}`.
+
+        Args:
+          step: number of updates done.
+          values: under flat names, `train/loss`.
+        """
+        if jax.process_index():
+            return
+        self._records.append({"step": step, **values, "time": round(time.time(), 3)})
+        # Buckets do not append, so the file is written anew.
+        write_text(self._path, "".join(to_json(record) + "\n" for record in self._records))
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def latest(self, name: str) -> float:
+        """Returns a value's last record, or 0."""
+        return next((record[name] for record in reversed(self._records) if name in record), 0.0)
+
+    def close(self) -> None:
+        """Closes the event file."""
+        if self._events:
+            self._events.close()
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a run ran on: versions, devices, command line, commit."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "backend": jax.default_backend(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "processes": jax.process_count(),
+        "host": platform.node(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git(*arguments: str) -> str:
+    """Returns git's answer about the checkout that this file is in; empty for an installed package."""
+    command = ["git", "-C", os.fspath(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

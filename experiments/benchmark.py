@@ -1,0 +1,129 @@
+"""Measures the speed of what the project is made of: `python -m experiments.benchmark --suite=loop`.
+
+Prints a table, and as the last line of stdout one JSON object, {"suite": …, "rows": [{"model": …, "ratio": …}]}.
+`ratio` is ours over the other's, higher is better. What is compared takes turns, so that a machine whose speed drifts
+slows both.
+
+Suites:
+  loop: images/s of a whole run (data, logging, checkpoints) over calling its compiled step alone on one resident batch.
+"""
+
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from cnn_research import training
+from cnn_research.data import sources
+from cnn_research.data.batches import load
+from cnn_research.data.order import Shuffled
+from cnn_research.errors import UserError, nearest
+from cnn_research.training.evaluation import open_split
+from cnn_research.training.feed import image_spec
+from cnn_research.training.parallel import make_parallel
+from experiments import command_line
+
+_SUITE = flags.DEFINE_string("suite", "loop", "what to measure")
+_OUT = flags.DEFINE_string("out", "", "a file for the JSON object too")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "turns of each, after one that compiles", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 300, "training steps a turn", lower_bound=20)
+
+
+def suite_loop(rounds: int, steps: int) -> list[dict[str, Any]]:
+    """A whole run against its step alone, for LeNet on MNIST and a small ResNet on CIFAR-10's shapes."""
+    lenet = ("lenet5_modern", "mnist", dict(channels=1, resize="pad"), steps)
+    resnet = ("resnet20_cifar", "cifar10", dict(channels=3), max(20, steps // 10))
+    return [_loop_row(*case, rounds) for case in (lenet, resnet)]
+
+
+def _loop_row(model: str, dataset: str, data: dict[str, Any], steps: int, rounds: int) -> dict[str, Any]:
+    config = training.default_config(model, num_classes=10)
+    try:
+        sources.find(dataset)
+    except UserError:  # on a fresh machine pictures of the same size stand in
+        dataset = "shapes/32x32,train=20000"
+    config.data.update(name=dataset, test="test", **data)
+    # As a long run has them: a line every 50 steps, a checkpoint an epoch of about 400.
+    config.update(duration=str(steps), log_every=max(2, min(50, steps // 4)), eval_every="1000ep")
+    config.checkpoint_every = str(min(400, steps // 2))
+    bare = _bare(config)
+    bare()
+    bare_speeds, run_speeds = [], []
+    for _ in range(rounds):
+        bare_speeds.append(bare())
+        with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stderr(io.StringIO()):
+            run_speeds.append(training.train(config, epath.Path(workdir) / "run")["images_per_second"])
+    ratios = [run / alone for run, alone in zip(run_speeds, bare_speeds, strict=True)]
+    return {
+        "model": model,
+        "data": dataset,
+        "batch_size": config.batch_size,
+        "bare_images_per_s": round(statistics.median(bare_speeds), 1),
+        "run_images_per_s": round(statistics.median(run_speeds), 1),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 4) for ratio in sorted(ratios)],
+    }
+
+
+def _bare(config: ConfigDict) -> Callable[[], float]:
+    """Returns a function that measures images/s of the compiled step on one batch that stays on the devices."""
+    config = config.copy_and_resolve_references()
+    source = open_split(config, config.data.train)
+    config.data.num_examples = len(source)
+    program = training.make_program(config)
+    parallel = make_parallel(config.parallel)
+    compiled = parallel.compile(program.train_step(parallel.axis_name))
+    order = Shuffled(len(source), config.batch_size, config.seed)
+    batch = parallel.place(load(source, *order(0), image_spec(config.data)))
+    state = parallel.spread(parallel.replicate(program.init_state(program.init_variables())))
+
+    def measure() -> float:
+        nonlocal state
+        state, _ = compiled(state, batch, {})
+        jax.block_until_ready(state)
+        began = time.perf_counter()
+        for _ in range(program.total_steps):
+            state, metrics = compiled(state, batch, {})
+        jax.block_until_ready((state, metrics))
+        return program.total_steps * config.batch_size / (time.perf_counter() - began)
+
+    return measure
+
+
+SUITES = {"loop": suite_loop}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns rows as a table of aligned columns."""
+    names = [name for name in rows[0] if name != "ratios"]
+    lines = [
+        names,
+        *([f"{row[name]:,}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows),
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def main() -> None:
+    """Measures and prints."""
+    if _SUITE.value not in SUITES:
+        raise UserError(f"--suite={_SUITE.value} is unknown; {nearest(_SUITE.value, SUITES)}")
+    rows = SUITES[_SUITE.value](_ROUNDS.value, _STEPS.value)
+    result = json.dumps({"suite": _SUITE.value, "rows": rows})
+    if _OUT.value:
+        epath.Path(_OUT.value).write_text(result + "\n")
+    print(table(rows))
+    print(result)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,163 @@
+"""What the scripts share: flags in, one line and an exit code out.
+
+Exit codes: 0 done; 1 a bug, with its traceback; 2 the input was not right, one line `error: …`; 75 asked to stop by
+  SIGTERM and saved,
+try again; 130 the same by Ctrl-C.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from cnn_research.errors import UserError, nearest
+from cnn_research.training import Stopped, config
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h; launchers start the run again
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the command line, runs a script's main function, and ends the process.
+
+    Args:
+      main: reads the flags that its module defined.
+    """
+    _quiet()
+    try:
+        _parse(sys.argv)
+        enable_compilation_cache()
+        main()
+    except UserError as error:
+        _exit(f"error: {_one_line(error)}", 2)
+    except Stopped as stop:
+        _exit(str(stop), TRY_AGAIN if stop.signal == signal.SIGTERM else 128 + stop.signal)
+    except KeyboardInterrupt:
+        _exit("interrupted", 130)
+    except BrokenPipeError:  # the reader, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _exit(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _quiet() -> None:
+    """Keeps libraries' notes of their own doings out of the run's output; warnings stay."""
+    for name in ("absl", "orbax", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS warn there of what is nobody's business
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in `JAX_COMPILATION_CACHE_DIR` or the user's cache folder."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(base / "cnn_research" / "xla"))
+
+
+def _parse(argv: Sequence[str]) -> None:
+    """Parses flags; absl's, ml_collections' and our own complaints all become `UserError`s."""
+    if {"-h", "--help", "-help"} & set(argv):
+        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    if "config" in flags.FLAGS:
+        _check_config_flags(argv[1:])
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise UserError(_plain(_one_line(error))) from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+
+
+def _plain(message: str) -> str:
+    return re.sub(r"^flag --(\S+?)=(.*?): ", r"--\1=\2: ", message)
+
+
+def _check_config_flags(arguments: Sequence[str]) -> None:
+    """Refuses a recipe or a field that does not exist, before ml_collections sees it."""
+    given = [argument for argument in arguments if re.match(r"--?config(=|$)", argument)]
+    if not given:
+        raise UserError("--config is missing; give a recipe, such as --config=experiments/configs/digits.py:lenet5")
+    if "=" not in given[-1]:
+        raise UserError("write --config=FILE, with an equals sign")
+    known = config.flatten(load_config(given[-1].split("=", 1)[1]))
+    for argument in arguments:
+        match = re.match(r"--?(no)?config\.([^=]+)", argument)
+        if match and match[2] not in known:
+            raise UserError(f"--config.{match[2]} is no field of this config; {_nearest_field(match[2], known)}")
+
+
+def _nearest_field(field: str, known: dict[str, Any]) -> str:
+    """Names the nearest fields: those of the whole path, or those whose last word is alike."""
+    inside = [name for name in known if name.startswith(field + ".")]
+    if inside:
+        return "it has the fields " + ", ".join(inside)
+    hint = nearest(field, known)
+    if hint.startswith("did you mean"):
+        return hint
+    alike = nearest(field.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1] for name in known})
+    return alike if alike.startswith("did you mean") else "the recipe's config lists its fields"
+
+
+def load_config(path: str) -> ConfigDict:
+    """Returns the config of `FILE.py` or `FILE.py:argument`.
+
+    Raises:
+      UserError: there is no such file, it has no `get_config`, or that refuses the argument.
+    """
+    module = load_recipe(path)
+    arguments = path.split(":", 1)[1:]
+    try:
+        return module.get_config(*arguments)
+    except TypeError as error:
+        if arguments and "positional argument" in str(error):
+            raise UserError(f"{path.split(':', 1)[0]} takes no argument after the colon") from error
+        raise
+
+
+def load_recipe(path: str) -> Any:
+    """Returns the module of a recipe, `FILE.py` or `FILE.py:argument`.
+
+    Raises:
+      UserError: there is no such file or it has no `get_config`.
+    """
+    file = Path(path.split(":", 1)[0])
+    if not file.is_file():
+        there = [str(other) for other in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        hint = f"; {nearest(str(file), there)}" if there else "; recipes are in experiments/configs"
+        raise UserError(f"there is no recipe {str(file)!r}{hint}")
+    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"recipe {str(file)!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"recipe {str(file)!r} has no function get_config")
+    return module
+
+
+def require(*names: str) -> None:
+    """Refuses a command line without these flags.
+
+    Raises:
+      UserError: naming the first that is missing.
+    """
+    for name in names:
+        if not flags.FLAGS[name].value:
+            raise UserError(f"--{name} is missing; it is {flags.FLAGS[name].help}")

@@ -1,0 +1,21 @@
+"""Handwritten digits, 8x8, the embedded set (scikit-learn's 1,797): the first run.
+
+python -m experiments.train --config=experiments/configs/digits.py:lenet5 --workdir=runs/digits_lenet5
+"""
+
+from ml_collections import ConfigDict
+
+from cnn_research import training
+
+
+def get_config(model: str = "lenet5") -> ConfigDict:
+    config = training.default_config(model, num_classes=10)
+    config.duration = "40ep"
+    config.batch_size = 64
+    config.log_every = 100
+    config.eval_every = config.checkpoint_every = "10ep"
+    config.data.update(name="digits", num_examples=1_437, channels=1, mean=(0.3,), std=(0.38,))
+    if config.model.output == "rbf":
+        config.loss.criterion = "map"
+    config.optimizer.update(learning_rate=0.05)
+    return config

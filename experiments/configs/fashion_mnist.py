@@ -1,0 +1,20 @@
+"""Fashion-MNIST, 60,000 pieces of clothing, padded from 28x28 to 32x32.
+
+python -m experiments.train --config=experiments/configs/fashion_mnist.py:lenet5_modern --workdir=runs/fashion_lenet5
+"""
+
+from ml_collections import ConfigDict
+
+from cnn_research import training
+
+
+def get_config(model: str = "lenet5_modern") -> ConfigDict:
+    config = training.default_config(model, num_classes=10)
+    config.duration = "20ep"
+    config.log_every = 100
+    config.data.update(name="fashion_mnist", num_examples=60_000, channels=1, resize="pad", mean=(0.286,), std=(0.353,))
+    config.augmentation.update(flip=True)
+    if config.model.output == "rbf":
+        config.loss.criterion = "map"
+    config.optimizer.update(learning_rate=0.05)
+    return config

@@ -1,0 +1,21 @@
+"""MNIST, 60,000 handwritten digits, padded from 28x28 to LeNet-5's 32x32.
+
+python -m experiments.train --config=experiments/configs/mnist.py:lenet5 --workdir=runs/mnist_lenet5
+"""
+
+from ml_collections import ConfigDict
+
+from cnn_research import training
+
+
+def get_config(model: str = "lenet5") -> ConfigDict:
+    config = training.default_config(model, num_classes=10)
+    config.duration = "20ep"
+    config.log_every = 100
+    config.data.update(name="mnist", num_examples=60_000, channels=1, resize="pad")
+    # Background -0.1 and ink 1.175, as in the paper's section II.B: about mean 0 and variance 1.
+    config.data.update(mean=(0.1 / 1.275,), std=(1 / 1.275,))
+    if config.model.output == "rbf":
+        config.loss.criterion = "map"
+    config.optimizer.update(learning_rate=0.05)
+    return config

@@ -1,0 +1,255 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cnn_research.data.augmentation import Augmentation, Draw, augment, normalize
+from cnn_research.errors import UserError
+
+BATCH = 16
+POSITIONS = jnp.arange(BATCH)
+
+# For each operation's field a value that turns it on; for each other field one that changes what an operation does.
+ON = {
+    "random_resized_crop": (0.2, 0.8),
+    "pad_crop": 3,
+    "flip": True,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.2,
+    "cutout": 5,
+    "mixup": 0.5,
+    "cutmix": 1.0,
+}
+OTHERS = {
+    "aspect_ratio": ({"random_resized_crop": (0.2, 0.8)}, (2.0, 3.0)),
+    "pad_mode": ({"pad_crop": 3}, "reflect"),
+    "fill": ({"cutout": 5}, (0.5, 0.4, 0.3)),
+}
+EVERYTHING = Augmentation(**ON)
+
+
+def make_batch(channels=3, **others):
+    generator = np.random.default_rng(0)
+    images = 0.1 + 0.8 * generator.random((BATCH, 12, 10, channels), dtype=np.float32)
+    labels = generator.permutation(BATCH).astype(np.int32)
+    return {"image": images, "label": labels, "example_mask": np.ones(BATCH, bool)} | others
+
+
+# Small programs that run once: the compiler's effort would be most of these tests' time.
+augment_jitted = jax.jit(augment, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def run(config, batch=None, rng=0, positions=POSITIONS):
+    batch = jax.tree.map(jnp.asarray, make_batch() if batch is None else batch)
+    return jax.tree.map(np.asarray, augment_jitted(config, jax.random.key(rng), batch, positions))
+
+
+def test_off_is_free():
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    assert augment(Augmentation(), jax.random.key(0), batch, POSITIONS) == batch
+    jaxpr = jax.make_jaxpr(lambda *args: augment(Augmentation(), *args))(jax.random.key(0), batch, POSITIONS)
+    assert not jaxpr.eqns
+
+
+def test_every_field_does_something():
+    fields = {field.name for field in dataclasses.fields(Augmentation)}
+    assert fields == ON.keys() | OTHERS.keys()
+    assert {draw.name.lower() for draw in Draw} == ON.keys() | {"mixup_or_cutmix"}
+    batch = make_batch()
+    for field, value in ON.items():
+        changed = (run(Augmentation(**{field: value}))["image"] != batch["image"]).any(axis=(1, 2, 3))
+        assert changed.mean() > 0.25, field
+    for field, (base, value) in OTHERS.items():
+        assert (run(Augmentation(**base))["image"] != run(Augmentation(**base, **{field: value}))["image"]).any(), field
+
+
+def test_keys_that_nothing_changes_pass_through():
+    batch = make_batch(original_size=np.arange(2 * BATCH, dtype=np.int32).reshape(BATCH, 2))
+    augmented = run(Augmentation(flip=True, mixup=1.0), batch)
+    assert augmented.keys() == batch.keys() | {"label_other", "label_weight"}
+    for key in batch.keys() - {"image"}:
+        np.testing.assert_array_equal(augmented[key], batch[key])
+    assert run(Augmentation(flip=True), batch).keys() == batch.keys()
+    assert augmented["image"].dtype == augmented["label_weight"].dtype == np.float32
+
+
+def test_any_cut_over_devices_gives_the_same():
+    batch, rng = make_batch(), jax.random.key(7)
+    expected = run(EVERYTHING, batch, rng=7)
+
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put((batch, POSITIONS), NamedSharding(mesh, PartitionSpec("devices")))
+    compiled = augment_jitted.lower(EVERYTHING, rng, *sharded).compile()
+    jitted = compiled(rng, *sharded)
+    assert "all-gather" not in compiled.as_text()
+
+    def split(x):
+        return x.reshape(8, -1, *x.shape[1:])
+
+    mapped = jax.pmap(lambda *args: augment(EVERYTHING, rng, *args, axis_name="replicas"), axis_name="replicas")(
+        jax.tree.map(split, batch), split(POSITIONS)
+    )
+    mapped = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mapped)
+
+    for found in (jitted, mapped):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, atol=2e-6, err_msg=key)
+
+
+def test_an_example_depends_on_its_position_and_the_step_alone():
+    config = dataclasses.replace(EVERYTHING, mixup=0.0, cutmix=0.0)
+    batch = make_batch()
+    backwards = run(config, {key: value[::-1] for key, value in batch.items()}, positions=POSITIONS[::-1])
+    np.testing.assert_allclose(backwards["image"][::-1], run(config, batch)["image"], atol=1e-6)
+    repeated = batch | {"image": np.repeat(batch["image"][:1], BATCH, axis=0)}
+    assert len(np.unique(run(config, repeated)["image"], axis=0)) == BATCH
+    assert (run(config, rng=1)["image"] != run(config, rng=2)["image"]).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("field", sorted(ON.keys() - {"cutout", "mixup", "cutmix"}))
+def test_one_operation_leaves_anothers_draws_alone(field):
+    alone = run(Augmentation(**{field: ON[field]}))["image"]
+    with_cutout = run(Augmentation(**{field: ON[field]}, cutout=5, fill=(-0.0,)))["image"]
+    cut = (with_cutout == 0).all(axis=-1)
+    np.testing.assert_allclose(with_cutout[~cut], alone[~cut], atol=1e-6)
+    # And where the cuts are does not depend on the other operation: padding is 0 too, so they may only be hidden in it.
+    bare = (run(Augmentation(cutout=5))["image"] == 0).all(axis=-1)
+    assert (cut >= bare).all()
+    assert field == "pad_crop" or (cut == bare).all()
+
+
+def test_mixup_takes_from_the_example_before():
+    batch, found = make_batch(), run(Augmentation(mixup=0.5))
+    weight = found["label_weight"][:, None, None, None]
+    expected = weight * batch["image"] + (1 - weight) * np.roll(batch["image"], 1, axis=0)
+    np.testing.assert_allclose(found["image"], expected, atol=1e-6)
+    np.testing.assert_array_equal(found["label_other"], np.roll(batch["label"], 1))
+    assert len(np.unique(weight)) == BATCH
+
+
+def test_cutmix_weighs_by_the_area_it_leaves():
+    batch, found = make_batch(), run(Augmentation(cutmix=1.0))
+    own = (found["image"] == batch["image"]).all(axis=-1)
+    other = (found["image"] == np.roll(batch["image"], 1, axis=0)).all(axis=-1)
+    assert (own ^ other).all()
+    np.testing.assert_allclose(found["label_weight"], own.mean(axis=(1, 2)), atol=1e-6)
+
+
+def test_each_example_takes_one_of_mixup_and_cutmix():
+    taken = []
+    for rng in range(8):
+        mixup, cutmix, both = (
+            run(Augmentation(**fields), rng=rng)
+            for fields in ({"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0})
+        )
+        is_mixup = both["label_weight"] == mixup["label_weight"]
+        expected = np.where(is_mixup[:, None, None, None], mixup["image"], cutmix["image"])
+        np.testing.assert_allclose(both["image"], expected, atol=1e-6)
+        np.testing.assert_allclose(
+            both["label_weight"], np.where(is_mixup, mixup["label_weight"], cutmix["label_weight"]), atol=1e-6
+        )
+        taken.extend(is_mixup)
+    assert 0.35 < np.mean(taken) < 0.65
+
+
+def test_padding_is_mixed_with_nothing():
+    batch = make_batch()
+    batch["example_mask"][-5:] = False
+    for config in (Augmentation(mixup=1.0), Augmentation(cutmix=1.0)):
+        found = run(config, batch)
+        alone = np.arange(BATCH) % BATCH
+        alone = (alone == 0) | (alone >= BATCH - 5)  # example 0 would take from the last one
+        np.testing.assert_array_equal(found["image"][alone], batch["image"][alone])
+        np.testing.assert_array_equal(found["label_weight"][alone], 1)
+        assert (found["label_weight"][~alone] < 1).any()
+
+
+def test_grey_images_have_no_colour_to_jitter():
+    batch = make_batch(channels=1)
+    np.testing.assert_array_equal(run(Augmentation(saturation=0.5, hue=0.5), batch)["image"], batch["image"])
+    assert (run(Augmentation(brightness=0.5), batch)["image"] != batch["image"]).any()
+
+
+@pytest.mark.parametrize("field", ["random_resized_crop", "pad_crop", "flip", "mixup", "cutmix"])
+@pytest.mark.parametrize("target", ["segmentation_mask", "instance_mask", "objects/bbox"])
+def test_targets_that_would_have_to_move_are_refused(field, target):
+    batch = make_batch(**{target: np.zeros((BATCH, 3), np.float32)})
+    with pytest.raises(UserError, match=rf"augmentation\.{field} .* {target}; turn it off"):
+        run(Augmentation(**{field: ON[field]}), batch)
+
+
+def test_operations_that_move_nothing_leave_spatial_targets_be():
+    batch = make_batch(segmentation_mask=np.zeros((BATCH, 12, 10, 1), np.uint8))
+    run(Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2, cutout=5), batch)
+
+
+@pytest.mark.parametrize("field", ["mixup", "cutmix"])
+def test_mixing_needs_labels(field):
+    batch = {key: value for key, value in make_batch().items() if key != "label"}
+    with pytest.raises(UserError, match=rf"augmentation\.{field} mixes labels"):
+        run(Augmentation(**{field: 1.0}), batch)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pad_crop", -1),
+        ("pad_mode", "reflct"),
+        ("cutout", -4),
+        ("mixup", -0.1),
+        ("cutmix", float("nan")),
+        ("brightness", float("inf")),
+        ("contrast", -1.0),
+        ("saturation", -1.0),
+        ("hue", 0.6),
+        ("random_resized_crop", (0.0, 1.0)),
+        ("random_resized_crop", (0.5, 0.4)),
+        ("random_resized_crop", (0.5, 1.1)),
+        ("random_resized_crop", (0.5,)),
+        ("aspect_ratio", (0.0, 1.0)),
+        ("aspect_ratio", (1.0, float("inf"))),
+        ("aspect_ratio", (1.0, 1.0, 1.0)),
+        ("fill", (0.5, 2.0)),
+        ("fill", (float("nan"),)),
+    ],
+)
+def test_values_out_of_range_are_named(field, value):
+    with pytest.raises(UserError, match=rf"^augmentation\.{field}=.*") as raised:
+        Augmentation(**{field: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_fill_fits_the_channels():
+    with pytest.raises(UserError, match=r"augmentation\.fill=.* 3 channels"):
+        run(Augmentation(cutout=3, fill=(0.5, 0.5)))
+
+
+def test_lists_from_json_become_tuples_and_words_are_refused(monkeypatch):
+    # Configurations come from files and flags, where no annotation holds.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    restored = Augmentation(**json.loads(json.dumps(dataclasses.asdict(EVERYTHING))))
+    assert restored == EVERYTHING
+    assert hash(restored) == hash(EVERYTHING)
+    with pytest.raises(UserError, match=r"augmentation\.fill=\('a', 'b'\) must be numbers"):
+        Augmentation(**{"fill": ("a", "b")})
+
+
+def test_normalize_is_what_it_says():
+    images = make_batch()["image"]
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+    np.testing.assert_allclose(normalize(jnp.array(images), mean, std), (images - mean) / std, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(normalize(jnp.array(images), (0.5,), (0.2,)), (images - 0.5) / 0.2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5, 0.5), (1.0,)), ((0.5,), (1.0,) * 4), ((0.5,), (0.0,)), ((0.5,), ())])
+def test_normalize_refuses_what_does_not_fit(mean, std):
+    with pytest.raises(UserError, match=r"^(mean|std)="):
+        normalize(jnp.zeros((2, 4, 4, 3)), mean, std)

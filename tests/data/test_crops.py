@@ -1,0 +1,145 @@
+from functools import partial
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from cnn_research.data import crops
+
+
+# Small programs that run once: the compiler's effort would be most of these tests' time.
+FAST = {"xla_backend_optimization_level": 0}
+
+
+def draws(operation, image, count):
+    return np.asarray(
+        jax.jit(jax.vmap(operation, (0, None)), compiler_options=FAST)(
+            jax.random.split(jax.random.key(0), count), image
+        )
+    )
+
+
+def distinct(height, width, channels=1):
+    """An image in which no value stands twice, none of them 0."""
+    return jnp.arange(1, height * width * channels + 1, dtype=jnp.float32).reshape(height, width, channels)
+
+
+def coordinates(height, width):
+    """An image of its own row and column numbers: a resized window shows where it was."""
+    return jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_pad_crop_takes_every_window_of_the_padded_image_alike_often(mode):
+    image, padding, fill = distinct(5, 6, 2), 2, (-1.0, -2.0)
+    widths = ((padding, padding), (padding, padding))
+    if mode == "reflect":
+        padded = np.pad(image, (*widths, (0, 0)), mode="reflect")
+    else:
+        channels = [np.pad(image[..., c], widths, constant_values=fill[c]) for c in range(2)]
+        padded = np.stack(channels, axis=-1)
+    windows = [padded[r : r + 5, c : c + 6] for r in range(2 * padding + 1) for c in range(2 * padding + 1)]
+    found = draws(partial(crops.pad_crop, padding=padding, mode=mode, fill=fill), image, 2500)
+    counts = np.array([(found == window).all(axis=(1, 2, 3)).sum() for window in windows])
+    assert counts.sum() == len(found)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_flip_mirrors_half():
+    image = distinct(3, 4, 3)
+    found = draws(crops.flip, image, 1000)
+    mirrored = (found == np.asarray(image)[:, ::-1]).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(found[~mirrored], np.broadcast_to(image, found[~mirrored].shape))
+    assert abs(mirrored.mean() - 0.5) < 0.06
+
+
+def test_resized_window_is_what_opencv_makes_of_it():
+    image = np.random.default_rng(1).random((20, 31, 3), dtype=np.float32)
+    for row, column, height, width in [(3, 5, 7, 9), (0, 0, 1, 1), (19, 30, 1, 1), (0, 4, 20, 2), (13, 0, 7, 31)]:
+        expected = cv2.resize(image[row : row + height, column : column + width], (31, 20))
+        found = crops.resize_window(jnp.array(image), jnp.array([row, column]), jnp.array([height, width]))
+        np.testing.assert_allclose(found, expected.reshape(20, 31, 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (224, 96)])
+def test_resizing_the_whole_changes_nothing(size):
+    image = jnp.array(np.random.default_rng(2).random((*size, 3), dtype=np.float32))
+    found = jax.jit(crops.resize_window)(image, jnp.array([0, 0]), jnp.array(size))
+    np.testing.assert_array_equal(found, image)
+
+
+def test_resizing_keeps_a_ramp_a_ramp():
+    found = crops.resize_window(coordinates(16, 16), jnp.array([4, 2]), jnp.array([8, 4]))
+    np.testing.assert_allclose(found[1:-1, 5, 0], 4 + (np.arange(1, 15) + 0.5) / 2 - 0.5, atol=1e-5)
+    np.testing.assert_allclose(found[3, 2:-2, 1], 2 + (np.arange(2, 14) + 0.5) / 4 - 0.5, atol=1e-5)
+    assert found[0, 0].tolist() == [4, 2]
+    assert found[-1, -1].tolist() == [11, 5]
+
+
+def test_random_resized_crop_draws_area_and_aspect_ratio_as_stated():
+    size, area, aspect_ratio = 128, (0.1, 0.4), (3 / 4, 4 / 3)
+    operation = partial(crops.random_resized_crop, area=area, aspect_ratio=aspect_ratio)
+    found = draws(
+        lambda key, image: operation(key, image)[jnp.array([0, -1]), jnp.array([0, -1])], coordinates(size, size), 500
+    )
+    corner = found[:, 0].astype(int)
+    height, width = (found[:, 1] - corner + 1).T
+    assert (corner >= 0).all()
+    uniform = scipy.stats.uniform
+    # Whole pixels move a window's sides by 1% and its distribution by less than these tests can see.
+    assert scipy.stats.kstest(height * width / size**2, uniform(area[0], area[1] - area[0]).cdf).pvalue > 1e-3
+    low, high = np.log(aspect_ratio)
+    assert scipy.stats.kstest(np.log(width / height), uniform(low, high - low).cdf).pvalue > 1e-3
+    for offset, length in zip(corner.T, (height, width), strict=True):
+        assert scipy.stats.kstest((offset + 0.5) / (size - length + 1), uniform.cdf).pvalue > 1e-3
+
+
+def test_random_resized_crop_of_everything_changes_nothing():
+    image = distinct(17, 17, 3)
+    found = draws(partial(crops.random_resized_crop, area=(1.0, 1.0), aspect_ratio=(1.0, 1.0)), image, 3)
+    np.testing.assert_array_equal(found, np.broadcast_to(image, found.shape))
+
+
+@pytest.mark.parametrize(("aspect_ratio", "height", "width"), [(2.0, 8, 16), (0.25, 16, 4)])
+def test_random_resized_crop_takes_the_largest_window_where_none_fits(aspect_ratio, height, width):
+    operation = partial(crops.random_resized_crop, area=(1.0, 1.0), aspect_ratio=(aspect_ratio, aspect_ratio))
+    found = draws(operation, coordinates(16, 16), 20)
+    np.testing.assert_array_equal(found[:, -1, -1] - found[:, 0, 0] + 1, np.broadcast_to([height, width], (20, 2)))
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 40])
+def test_cutout_fills_a_square_around_any_pixel(side):
+    height, width = 12, 15
+    image = distinct(height, width, 2)
+    found = draws(partial(crops.cutout, side=side, fill=(-1.0, -2.0)), image, 1500)
+    cut = (found == np.array([-1, -2])).all(axis=-1)
+    np.testing.assert_array_equal(found[~cut], np.broadcast_to(image, found.shape)[~cut])
+    centers = []
+    for mask in cut:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        for center in np.ndindex(height, width):
+            begin = np.array(center) - side // 2
+            expected = (max(begin[0], 0), min(begin[0] + side, height), max(begin[1], 0), min(begin[1] + side, width))
+            if expected == (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) and mask.sum() == len(rows) * len(
+                columns
+            ):
+                centers.append(center)
+                break
+    assert len(centers) == len(cut)
+    if side < 12:  # one centre makes one square
+        rows, columns = np.transpose(centers)
+        assert scipy.stats.chisquare(np.bincount(rows, minlength=height)).pvalue > 1e-3
+        assert scipy.stats.chisquare(np.bincount(columns, minlength=width)).pvalue > 1e-3
+
+
+def test_random_rectangle_has_the_size_asked_for_inside_the_image():
+    keys = jax.random.split(jax.random.key(3), 300)
+    rectangle = partial(crops.random_rectangle, image=jnp.zeros((20, 20, 3)), size=jnp.array([3, 6]))
+    marked = np.asarray(jax.jit(jax.vmap(rectangle))(keys))[..., 0]
+    inside = ~(marked[:, [0, -1]].any(axis=(1, 2)) | marked[:, :, [0, -1]].any(axis=(1, 2)))
+    assert inside.sum() > 100
+    assert (marked[inside].any(axis=2).sum(axis=1) == 3).all()
+    assert (marked[inside].any(axis=1).sum(axis=1) == 6).all()

@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cnn_research.errors import UserError
+from experiments import sweep
+from experiments.arms import make_arms
+
+REPOSITORY = Path(__file__).parents[2]
+DIGITS = "experiments/configs/digits.py"
+METRIC = "test/accuracy"
+
+# Stands in for training. `width` says how it is to end.
+FAKE = """
+import json, signal, sys, time
+from pathlib import Path
+fields, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
+width, accuracy = fields["model.width"], 0.9 + 0.01 * fields["seed"]
+with (directory / "calls").open("a") as calls: calls.write("called\\n")
+print("step 1")
+if width == 2: print("error: width 2 is not right; take 1"), sys.exit(2)
+if width == 3: sys.exit(75)
+if width == 4:
+    def stop(number, _):
+        (directory / "told").write_text(signal.Signals(number).name)
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
+    (directory / "ready").touch()
+    time.sleep(60)
+if width == 5: raise RuntimeError("a bug")
+(directory / "metrics.jsonl").write_text(json.dumps({"step": 1, "test/accuracy": accuracy}) + "\\n")
+(directory / "result.json").write_text(json.dumps({"test/accuracy": accuracy, "seconds": 1.0, "params": 7}))
+"""
+
+
+def fake_command(arm, directory):
+    return [sys.executable, "-S", "-c", FAKE, json.dumps(arm.fields), str(directory)]
+
+
+def execute(arms, workdir, jobs, requests):
+    return sweep.run_locally(arms, workdir, jobs, requests, command=fake_command)
+
+
+def run_fake(workdir, grid, jobs=1):
+    arms = make_arms(str(REPOSITORY / DIGITS), grid, {})
+    summary, code = sweep.run_sweep(arms, workdir, execute, jobs, METRIC, sweep=grid)
+    listed = json.loads((workdir / "sweep.json").read_text())["arms"]
+    assert [entry["name"] for entry in listed] == [arm.name for arm in arms]
+    return summary, code, [entry["status"] for entry in listed]
+
+
+def calls(workdir):
+    return {path.parent.name.rpartition("-")[0]: path.read_text().count("called") for path in workdir.glob("*/calls")}
+
+
+def test_all_arms_run(tmp_path, capsys):
+    summary, code, statuses = run_fake(tmp_path, "model.width=1,1.5; seed=0,1", jobs=2)
+    assert (code, statuses) == (0, ["done"] * 4)
+    assert summary == {"arms": 4, "done": 4, "failed": [], "table": str(tmp_path / "table.md")}
+    out, err = capsys.readouterr()
+    assert "0.9050 ± 0.0071" in out  # of 0.90 and 0.91
+    lines = err.splitlines()
+    assert [line.split("]")[0] for line in lines] == ["[1/4", "[2/4", "[3/4", "[4/4"]
+    assert "test/accuracy 0.9" in lines[0]
+    assert "left 00:00" in lines[3]
+
+
+def test_finished_arms_are_skipped_and_a_grid_grows(tmp_path, capsys):
+    run_fake(tmp_path, "model.width=1; seed=0,1")
+    capsys.readouterr()
+    _, code, statuses = run_fake(tmp_path, "model.width=1; seed=0,1,2")
+    assert (code, statuses) == (0, ["done"] * 3)
+    assert calls(tmp_path) == {"width=1.0,seed=0": 1, "width=1.0,seed=1": 1, "width=1.0,seed=2": 1}
+    err = capsys.readouterr().err
+    assert "2 of 3 arms are finished already and skipped" in err
+    assert "[3/3] width=1.0,seed=2" in err
+
+
+def test_a_failed_arm_does_not_stop_the_others(tmp_path, capsys):
+    summary, code, statuses = run_fake(tmp_path, "model.width=2,5,1; seed=0")
+    assert (code, statuses) == (1, ["failed", "failed", "done"])
+    assert [name.rpartition("-")[0] for name in summary["failed"]] == ["width=2.0,seed=0", "width=5.0,seed=0"]
+    err = capsys.readouterr().err
+    assert "failed: error: width 2 is not right; take 1" in err
+    assert "failed: RuntimeError: a bug" in err
+    for name in summary["failed"]:
+        assert f"failed: {name}; see {tmp_path / name / 'log.txt'}" in err
+        assert "step 1" in (tmp_path / name / "log.txt").read_text()
+    assert "Missing: " in (tmp_path / "table.md").read_text()
+
+
+def test_input_that_is_never_right_ends_in_2(tmp_path):
+    assert run_fake(tmp_path, "model.width=2; seed=0,1")[1] == 2
+    assert run_fake(tmp_path, "model.width=2; seed=0,1")[1] == 2  # tried again
+    assert set(calls(tmp_path).values()) == {2}
+
+
+def test_a_preempted_arm_stops_the_sweep(tmp_path, capsys):
+    summary, code, statuses = run_fake(tmp_path, "model.width=1,3,1.5; seed=0")
+    assert (code, statuses, summary["done"]) == (75, ["done", "interrupted", "waiting"], 1)
+    assert "1 of 3 arms done; the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_requests_reach_the_arms(tmp_path, number):
+    arms = make_arms(str(REPOSITORY / DIGITS), "model.width=4; seed=0,1,2", {})
+    requests = []
+
+    def ask():
+        while len(list(tmp_path.glob("*/ready"))) < 2:
+            time.sleep(0.05)
+        requests.append(number)
+
+    threading.Thread(target=ask).start()
+    outcomes = list(execute(arms, tmp_path, 2, requests))
+    assert [outcome.code for outcome in outcomes] == [75, 75]
+    assert [path.read_text() for path in tmp_path.glob("*/told")] == [signal.Signals(number).name] * 2
+
+
+def test_a_sweep_has_its_directory_for_itself(tmp_path):
+    with sweep._locked(tmp_path), pytest.raises(UserError, match="another sweep"):
+        run_fake(tmp_path, "model.width=1; seed=0")
+    assert run_fake(tmp_path, "model.width=1; seed=0")[1] == 0
+
+
+def test_train_command():
+    (arm,) = make_arms(DIGITS, "optimizer.decay='a b'; config=lenet5", {"data.mean": (0.5,)})
+    assert sweep.train_command(arm, Path("runs/x"))[1:] == [
+        "-m", "experiments.train", f"--config={DIGITS}:lenet5", "--config.data.mean=(0.5,)",
+        "--config.optimizer.decay=a b", "--workdir=runs/x",
+    ]  # fmt: skip
+
+
+def start(*arguments, cwd=REPOSITORY, **environment):
+    command = [sys.executable, "-m", "experiments.sweep", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, **environment})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=x", "--report"], "holds no sweep"),
+        (["--workdir=x", "--sweep=seed=0", "--executor=slurm"], "--executor=slurm is unknown; there is local"),
+        (["--workdir=x", "--sweep=model.nrom=batch"], "did you mean 'model.norm'"),
+    ],
+)
+def test_faults_end_in_one_line(tmp_path, arguments, message):
+    arguments = [argument.replace("=x", f"={tmp_path}/x") for argument in arguments]
+    process = start(f"--config={DIGITS}", *arguments)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_end_to_end(tmp_path):
+    """Trains two real arms, is stopped before the second, goes on, and reports; from another folder, too."""
+    arguments = [
+        f"--config={REPOSITORY / DIGITS}:lenet5_modern", "--sweep=seed=0,1", f"--workdir={tmp_path / 'sweep'}",
+        "--config.duration=20", "--config.eval_every=10", "--config.tensorboard=false",
+    ]  # fmt: skip
+    environment = {"PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+    process = start(*arguments, cwd=tmp_path, **environment)
+    for line in process.stderr:
+        if line.startswith("[1/2]"):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=300)
+    assert process.returncode == 75
+
+    process = start(*arguments, cwd=tmp_path, **environment)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert summary == {"arms": 2, "done": 2, "failed": [], "table": str(tmp_path / "sweep" / "table.md")}
+    assert "1 of 2 arms are finished already and skipped" in err
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
+    assert [result["step"] for result in results] == [20, 20]
+    assert f"{sum(result[METRIC] for result in results) / 2:.4f} ±" in out
+    assert len(list(tmp_path.glob("sweep/*/checkpoints"))) == 2
+    assert (tmp_path / "sweep" / "curves.png").exists()

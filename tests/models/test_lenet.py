@@ -1,0 +1,254 @@
+"""LeNet-5 against the numbers and the words of its paper."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from cnn_research import models
+from cnn_research.errors import UserError
+from cnn_research.models.lenet import C3_TABLE, LeNet, c3_inputs, rbf_codes
+
+
+def images(size=32, channels=1, batch=2):
+    return jax.random.normal(jax.random.key(0), (batch, size, size, channels))
+
+
+def layers(module, x, **arguments):
+    """Returns variables, logits and the output of each layer by its path."""
+    variables = module.init(jax.random.key(1), x, train=False)
+    outputs = {}
+
+    def record(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        outputs["/".join(context.module.path)] = y
+        return y
+
+    with nn.intercept_methods(record):
+        logits = module.apply(variables, x, train=False, **arguments)
+    return variables, logits, outputs
+
+
+@pytest.fixture(scope="module")
+def lenet5():
+    return layers(models.create("lenet5"), images())
+
+
+def test_parameters_of_each_layer(lenet5):
+    variables, _, _ = lenet5
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in variables["params"].items()}
+    assert counts == {"C1": 156, "S2": 12, "C3": 1516, "S4": 32, "C5": 48_120, "F6": 10_164}
+    assert set(variables) == {"params"}  # the codes are constants
+
+
+def test_connections_of_the_whole_network(lenet5):
+    variables, _, outputs = lenet5
+    places = {name: np.prod(outputs[name].shape[1:3]) for name in ("C1", "S2", "C3", "S4", "C5")} | {"F6": 1}
+    each = {"S2": 5 * 6, "S4": 5 * 16}  # four inputs and a bias for each unit of subsampling
+    for name in ("C1", "C3", "C5", "F6"):
+        each[name] = sum(leaf.size for leaf in jax.tree.leaves(variables["params"][name]))
+    connections = {name: int(places[name] * each[name]) for name in each}
+    assert connections["C1"] == 122_304
+    assert connections["C3"] == 151_600
+    assert sum(connections.values()) + 10 * 84 == 340_908
+
+
+def test_sizes_and_names_of_the_layers(lenet5):
+    _, logits, outputs = lenet5
+    assert {name: y.shape[1:] for name, y in outputs.items() if "_" not in name} == {
+        "": (10,),
+        "C1": (28, 28, 6),
+        "S2": (14, 14, 6),
+        "C3": (10, 10, 16),
+        "S4": (5, 5, 16),
+        "C5": (1, 1, 120),
+        "dropout": (120,),
+        "F6": (84,),
+        "output": (10,),
+    }
+    for layer in ("C1", "S2", "C3", "S4", "C5", "F6"):
+        squashed = 1.7159 * np.tanh(2 / 3 * outputs[layer])
+        np.testing.assert_allclose(outputs[f"{layer}_activation"], squashed, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(logits, outputs["output"])
+
+
+def test_pooling_without_parameters_is_not_squashed_again():
+    _, _, outputs = layers(models.create("lenet5_modern"), images())
+    assert "S2" in outputs
+    assert "S2_activation" not in outputs
+    expected = np.asarray(outputs["C1_activation"]).reshape(2, 14, 2, 14, 2, 6).max((2, 4))
+    np.testing.assert_array_equal(outputs["S2"], expected)
+
+
+def test_table_one_in_the_words_of_the_paper():
+    inputs = c3_inputs(6, 16)
+    contiguous = [tuple(sorted((start + step) % 6 for step in range(size))) for size in (3, 4) for start in range(6)]
+    assert list(inputs[:12]) == contiguous
+    assert list(inputs[12:15]) == [(0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)]
+    assert inputs[15] == (0, 1, 2, 3, 4, 5)
+    assert sum(map(len, inputs)) == 60
+
+
+def test_table_one_by_width():
+    doubled = c3_inputs(12, 32)
+    for feature, maps in enumerate(doubled):
+        assert maps == tuple(map_ for half in c3_inputs(6, 16)[feature // 2] for map_ in (2 * half, 2 * half + 1))
+    assert len(c3_inputs(3, 8)) == 8
+    with pytest.raises(UserError, match="more width or c3='dense'"):
+        c3_inputs(1, 2)
+
+
+def test_a_map_of_s2_reaches_the_maps_of_c3_that_the_table_says(lenet5):
+    variables, _, outputs = lenet5
+    module = models.create("lenet5")
+
+    def c3(changed):
+        def change(call, args, kwargs, context):
+            y = call(*args, **kwargs)
+            return y.at[..., changed].add(1.0) if context.module.name == "S2_activation" else y
+
+        with nn.intercept_methods(change):
+            _, state = module.apply(variables, images(), train=False, capture_intermediates=True)
+        return state["intermediates"]["C3"]["__call__"][0]
+
+    for map_, row in enumerate(C3_TABLE):
+        reached = np.abs(c3(map_) - outputs["C3"]).max((0, 1, 2)) > 0
+        assert "".join("X" if hit else "." for hit in reached) == row
+
+
+def test_codes_are_the_bitmaps_of_the_digits():
+    codes = rbf_codes()
+    assert codes.shape == (10, 84)
+    assert set(np.unique(codes)) == {-1, 1}
+    one = codes[1].reshape(12, 7)
+    assert ["".join("#" if pixel > 0 else "." for pixel in row) for row in one[:3]] == ["...##..", "..###..", ".####.."]
+    distances = np.square(codes[:, None] - codes[None]).sum(-1)
+    assert (distances + 1000 * np.eye(10)).min() >= 4 * 10  # any two digits differ in ten pixels or more
+    assert (codes[8].reshape(12, 7)[:10] == codes[8].reshape(12, 7)[:10, ::-1]).all()
+
+
+def test_output_is_minus_the_squared_distance_to_the_codes(lenet5):
+    _, logits, outputs = lenet5
+    features = np.asarray(outputs["F6_activation"])
+    expected = [[-np.sum((feature - code) ** 2) for code in rbf_codes()] for feature in features]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+
+
+def test_fewer_classes_are_the_first_digits(lenet5):
+    variables, logits, _ = lenet5
+    fewer = models.create("lenet5", num_classes=3).apply(variables, images(), train=False)
+    np.testing.assert_array_equal(fewer, logits[:, :3])
+
+
+def test_weights_start_in_the_interval_of_the_paper(lenet5):
+    params = lenet5[0]["params"]
+    for layer, fan_in in {"C1": 25, "C5": 400, "F6": 120}.items():
+        assert np.abs(params[layer]["kernel"]).max() == pytest.approx(2.4 / fan_in, rel=0.05)
+    assert np.abs(params["C3"]["kernel"][..., :3]).max() == pytest.approx(2.4 / 75, rel=0.1)
+    assert np.abs(params["C3"]["kernel"][..., -6:]).max() == pytest.approx(2.4 / 150, rel=0.1)
+    assert np.abs(params["S4"]["scale"]).max() < 2.4 / 4
+
+
+def test_padding_lets_images_of_28_in():
+    inside, outside = images(28), jnp.pad(images(28), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    variables = LeNet().init(jax.random.key(0), outside, train=False)
+    expected = LeNet().apply(variables, outside, train=False)
+    np.testing.assert_allclose(LeNet(padding=2).apply(variables, inside, train=False), expected, rtol=1e-5)
+    edge = LeNet(padding=2, padding_mode="edge").apply(variables, inside, train=False)
+    outside = jnp.pad(inside, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    np.testing.assert_allclose(edge, LeNet().apply(variables, outside, train=False), rtol=1e-5)
+
+
+def test_colour_images_go_in():
+    shapes = jax.eval_shape(lambda: LeNet().init(jax.random.key(0), images(channels=3), train=False))
+    assert shapes["params"]["C1"]["kernel"].shape == (5, 5, 3, 6)
+
+
+def test_width_multiplies_the_maps():
+    for output, f6 in (("rbf", 84), ("softmax", 168)):
+        module = LeNet(width=2.0, output=output)
+        params = jax.eval_shape(lambda module=module: module.init(jax.random.key(0), images(), train=False))["params"]
+        assert params["C1"]["kernel"].shape[-1] == 12
+        assert params["C3"]["kernel"].shape == (5, 5, 240)
+        assert params["F6"]["kernel"].shape == (240, f6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_classes": 11}, "use output='softmax'"),
+        ({"padding_mode": "edge"}, "padding_mode='edge' does nothing with padding=0"),
+        ({"padding": -1}, "padding=-1 is out of range"),
+        ({"pool": "trainabel"}, "did you mean 'trainable'"),
+        ({"c3": "sparse"}, "c3='sparse' is not known"),
+        ({"output": "sotfmax"}, "did you mean 'softmax'"),
+        ({"norm": "bacth"}, "did you mean 'batch'"),
+        ({"bn_momentum": 0.5}, "does nothing with norm='none'"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        models.create("lenet5", **fields)
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(UserError, match="takes images of 32x32 with padding=0 or of 28x28 with padding=2, not 28x28"):
+        jax.eval_shape(lambda: LeNet().init(jax.random.key(0), images(28), train=False))
+
+
+def step(module, variables, x, key):
+    """Returns the gradients of a loss in training mode."""
+
+    def loss(params):
+        state = {**variables, "params": params}
+        logits, _ = module.apply(state, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+        return -jax.nn.log_softmax(logits)[:, 1].mean()
+
+    return jax.value_and_grad(loss)(variables["params"])
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])
+@pytest.mark.parametrize("fields", [{}, {"norm": "batch", "dropout_rate": 0.2, "dtype": "bfloat16"}])
+def test_gradients_reach_every_parameter_and_are_finite(name, fields):
+    module = models.create(name, **fields)
+    x = images(batch=8)
+    variables = module.init(jax.random.key(1), x, train=False)
+    loss, gradients = step(module, variables, x, jax.random.key(2))
+    assert np.isfinite(loss)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(gradient).all(), path
+        assert np.any(gradient), path
+
+
+def test_logits_of_bfloat16_are_float32():
+    for name in ("lenet5", "lenet5_modern"):
+        module = models.create(name, dtype="bfloat16", param_dtype="bfloat16")
+        shape, _ = jax.eval_shape(
+            lambda module=module: module.init_with_output(jax.random.key(0), images(), train=False)
+        )
+        assert shape.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("fields", [{"norm": "batch"}, {"norm": "group"}, {"dropout_rate": 0.5}])
+def test_evaluation_is_independent_of_the_order_of_the_batch(fields):
+    module = models.create("lenet5", **fields)
+    x = images(batch=4)
+    variables = module.init(jax.random.key(1), x, train=False)
+    logits = module.apply(variables, x, train=False)
+    order = np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(module.apply(variables, x[order], train=False), logits[order], rtol=1e-5)
+    np.testing.assert_allclose(module.apply(variables, x[:1], train=False), logits[:1], rtol=1e-4)
+
+
+def test_train_is_explicit():
+    with pytest.raises(TypeError, match="train"):
+        LeNet().init(jax.random.key(0), images())
+
+
+def test_another_activation_is_a_clone_with_the_same_parameters(lenet5):
+    variables, _, _ = lenet5
+    clone = models.create("lenet5").clone(activation=jnp.sin)
+    _, state = clone.apply(variables, images(), train=False, capture_intermediates=True)
+    taps = state["intermediates"]
+    np.testing.assert_array_equal(taps["C1_activation"]["__call__"][0], jnp.sin(taps["C1"]["__call__"][0]))

@@ -1,0 +1,141 @@
+"""The config: flags, files, and what may differ when a run goes on."""
+
+import dataclasses
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from cnn_research import models, tasks
+from cnn_research.data.augmentation import Augmentation
+from cnn_research.errors import UserError
+from cnn_research.training import config as configs
+
+
+@pytest.fixture
+def config():
+    return configs.default_config("lenet5")
+
+
+@pytest.mark.parametrize("model", models.names())
+def test_every_field_can_be_a_flag(model):
+    for field, value in configs.flatten(configs.default_config(model)).items():
+        assert isinstance(value, str | bool | int | float | tuple), field
+        if isinstance(value, tuple):
+            assert all(isinstance(item, str | int | float) for item in value), field
+
+
+def test_the_parts_of_the_program_bring_their_own_fields():
+    config = configs.default_config("lenet5", num_classes=7)
+    assert config.model.to_dict() == models.config("lenet5", num_classes=7).to_dict()
+    assert config.loss.to_dict() == tasks.config("classification").to_dict()
+    assert Augmentation(**config.augmentation.to_dict()) == Augmentation()
+    assert set(config.augmentation) == {field.name for field in dataclasses.fields(Augmentation)}
+
+
+def test_the_defaults_are_valid(config):
+    configs.validate(config)
+
+
+def test_configs_are_independent(config):
+    config.optimizer.learning_rate = 7.0
+    assert configs.default_config("lenet5").optimizer.learning_rate == 0.1
+
+
+def test_json_gives_the_config_back_with_its_tuples(config):
+    config.data.class_names = ("cat", "dog")
+    read = configs.from_json(configs.to_json(config))
+    assert read.to_dict() == config.to_dict()
+    assert read.data.image_size == (32, 32)
+    assert isinstance(read.data.class_names, tuple)
+    assert isinstance(read.optimizer.milestones, tuple)
+
+
+def test_json_is_the_same_for_equal_configs(config):
+    backwards = ConfigDict({key: config.to_dict()[key] for key in reversed(config.to_dict())})
+    assert (
+        configs.to_json(backwards)
+        == configs.to_json(config)
+        == configs.to_json(configs.from_json(configs.to_json(config)))
+    )
+    assert json.loads(configs.to_json(config))["optimizer"]["name"] == "sgd"
+    assert configs.to_json(config).endswith("}\n")
+
+
+def test_load_reads_the_config_of_a_run(tmp_path, config):
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    assert configs.load(tmp_path).to_dict() == config.to_dict()
+
+
+def test_load_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="holds no run: there is no config"):
+        configs.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(UserError, match=r"config\.json is damaged: "):
+        configs.load(tmp_path)
+
+
+def test_flatten_joins_names_by_points(config):
+    flat = configs.flatten(config)
+    assert flat["data.image_size"] == (32, 32)
+    assert flat["optimizer.learning_rate"] == 0.1
+    assert flat["seed"] == 0
+    assert not any(isinstance(value, dict) for value in flat.values())
+
+
+def test_differences_are_the_fields_that_change_what_is_computed(config):
+    other = configs.from_json(configs.to_json(config))
+    assert configs.differences(config, other) == {}
+    other.seed = 3
+    other.optimizer.learning_rate = 0.2
+    other.data.workers = 4
+    expected = {"optimizer.learning_rate": (0.1, 0.2), "seed": (0, 3)}
+    assert configs.differences(config, other) == expected
+
+
+def test_differences_ignore_each_operational_field(config):
+    flat = configs.flatten(config)
+    assert flat.keys() >= set(configs.OPERATIONAL)
+    for field in flat:
+        other = config.to_dict()
+        part = other
+        *parents, last = field.split(".")
+        for parent in parents:
+            part = part[parent]
+        part[last] = "another"
+        found = configs.differences(config, ConfigDict(other))
+        assert found == ({} if field in configs.OPERATIONAL else {field: (flat[field], "another")})
+
+
+def test_differences_hold_fields_of_one_side_alone(config):
+    other = config.to_dict()
+    del other["ema"]
+    other["more"] = 1
+    assert configs.differences(config, ConfigDict(other)) == {"ema": (0.0, None), "more": (None, 1)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parallel": "pmpa"}, "parallel='pmpa' is unknown; did you mean 'pmap'"),
+        ({"precision": "fp8"}, "precision='fp8' is unknown; it is auto, f32 or bf16"),
+        ({"data.resident": "maybe"}, "data.resident='maybe' is unknown; it is auto, on or off"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0 must be at least 1"),
+        ({"log_every": 0}, "log_every=0 must be at least 1"),
+        ({"accumulate": -1}, "accumulate=-1 must be at least 1"),
+        ({"keep_last": 0}, "keep_last=0 must be at least 1"),
+        ({"keep_best": -1}, "keep_best=-1 must not be negative"),
+        ({"seed": -1}, "seed=-1 must not be negative"),
+        ({"ema": 1.0}, "ema=1.0 is a decay: at least 0, below 1"),
+        ({"ema": -0.1}, "ema=-0.1 is a decay"),
+        ({"batch_size": 100, "accumulate": 3}, "batch_size=100 does not divide into accumulate=3 micro-batches"),
+        ({"data.mean": (0.1, 0.2)}, "data.mean=.* must be one number, or 3: one a channel"),
+        ({"data.std": ()}, "data.std=.* must be one number, or 3: one a channel"),
+        ({"data.std": (0.1, 0.0, 0.2)}, "data.std=.* must be above 0"),
+    ],
+)
+def test_validate_names_the_field_and_what_would_be_right(config, changes, message):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=f"^{message}"):
+        configs.validate(config)

@@ -136,7 +136,7 @@ def resolve(recipe: str, overrides: Mapping[str, str]) -> ConfigDict:
     known = configs.flatten(config)
     for field in overrides:
         if field not in known:
-            raise UserError(f"{field} is no field of {recipe}; {command_line._nearest_field(field, known)}")
+            raise UserError(f"{field} is no field of {recipe}; {command_line.nearest_field(field, known)}")
     values = flags.FlagValues()  # flags of its own, so that texts become values exactly as they do in `train`
     arguments = ["", *flag_arguments(overrides)]
     try:

@@ -35,22 +35,23 @@ from experiments import command_line
 _SUITE = flags.DEFINE_string("suite", "loop", "what to measure")
 _OUT = flags.DEFINE_string("out", "", "a file for the JSON object too")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "turns of each, after one that compiles", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer("examples", 20_000, "pictures where MNIST or CIFAR-10 is absent", lower_bound=200)
 _STEPS = flags.DEFINE_integer("steps", 300, "training steps a turn", lower_bound=20)
 
 
-def suite_loop(rounds: int, steps: int) -> list[dict[str, Any]]:
+def suite_loop(rounds: int, steps: int, examples: int) -> list[dict[str, Any]]:
     """A whole run against its step alone, for LeNet on MNIST and a small ResNet on CIFAR-10's shapes."""
     lenet = ("lenet5_modern", "mnist", dict(channels=1, resize="pad"), steps)
     resnet = ("resnet20_cifar", "cifar10", dict(channels=3), max(20, steps // 10))
-    return [_loop_row(*case, rounds) for case in (lenet, resnet)]
+    return [_loop_row(*case, rounds, examples) for case in (lenet, resnet)]
 
 
-def _loop_row(model: str, dataset: str, data: dict[str, Any], steps: int, rounds: int) -> dict[str, Any]:
+def _loop_row(model: str, dataset: str, data: dict[str, Any], steps: int, rounds: int, examples: int) -> dict[str, Any]:
     config = training.default_config(model, num_classes=10)
     try:
         sources.find(dataset)
     except UserError:  # on a fresh machine pictures of the same size stand in
-        dataset = "shapes/32x32,train=20000"
+        dataset = f"shapes/32x32_train{examples}_test100_objects1-1"
     config.data.update(name=dataset, test="test", **data)
     # As a long run has them: a line every 50 steps, a checkpoint an epoch of about 400.
     config.update(duration=str(steps), log_every=max(2, min(50, steps // 4)), eval_every="1000ep")
@@ -117,7 +118,7 @@ def main() -> None:
     """Measures and prints."""
     if _SUITE.value not in SUITES:
         raise UserError(f"--suite={_SUITE.value} is unknown; {nearest(_SUITE.value, SUITES)}")
-    rows = SUITES[_SUITE.value](_ROUNDS.value, _STEPS.value)
+    rows = SUITES[_SUITE.value](_ROUNDS.value, _STEPS.value, _EXAMPLES.value)
     result = json.dumps({"suite": _SUITE.value, "rows": rows})
     if _OUT.value:
         epath.Path(_OUT.value).write_text(result + "\n")

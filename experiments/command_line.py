@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError, nearest
@@ -58,9 +59,8 @@ def _one_line(error: object) -> str:
 
 def _quiet() -> None:
     """Keeps libraries' notes of their own doings out of the run's output; warnings stay."""
-    for name in ("absl", "orbax", "jax"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS warn there of what is nobody's business
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax and TFDS warn there of what is no fault
 
 
 def enable_compilation_cache() -> None:
@@ -93,18 +93,23 @@ def _check_config_flags(arguments: Sequence[str]) -> None:
     """Refuses a recipe or a field that does not exist, before ml_collections sees it."""
     given = [argument for argument in arguments if re.match(r"--?config(=|$)", argument)]
     if not given:
-        raise UserError("--config is missing; give a recipe, such as --config=experiments/configs/digits.py:lenet5")
+        return
     if "=" not in given[-1]:
         raise UserError("write --config=FILE, with an equals sign")
     known = config.flatten(load_config(given[-1].split("=", 1)[1]))
     for argument in arguments:
         match = re.match(r"--?(no)?config\.([^=]+)", argument)
         if match and match[2] not in known:
-            raise UserError(f"--config.{match[2]} is no field of this config; {_nearest_field(match[2], known)}")
+            raise UserError(f"--config.{match[2]} is no field of this config; {nearest_field(match[2], known)}")
 
 
-def _nearest_field(field: str, known: dict[str, Any]) -> str:
-    """Names the nearest fields: those of the whole path, or those whose last word is alike."""
+def nearest_field(field: str, known: dict[str, Any]) -> str:
+    """Returns the end of a message that names what a field may have meant.
+
+    Args:
+      field: `optimizer.lerning_rate`.
+      known: all fields of the config.
+    """
     inside = [name for name in known if name.startswith(field + ".")]
     if inside:
         return "it has the fields " + ", ".join(inside)
@@ -159,5 +164,5 @@ def require(*names: str) -> None:
       UserError: naming the first that is missing.
     """
     for name in names:
-        if not flags.FLAGS[name].value:
+        if flags.FLAGS[name].value in (None, ""):
             raise UserError(f"--{name} is missing; it is {flags.FLAGS[name].help}")

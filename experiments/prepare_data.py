@@ -36,7 +36,7 @@ def prepare(name: str, data_dir: str, manual_dir: str, beam_options: list[str]) 
     folder = next(folders(data_dir))
     if name.split("/")[0] in embedded.NAMES:
         return embedded.prepare(name, folder)
-    known = tfds.list_builders()
+    known = tfds.list_builders(with_community_datasets=False)
     base = name.split("/")[0].split(":")[0]
     if base not in known:
         raise UserError(f"--dataset={name} is not in TFDS's catalogue; {nearest(base, [*known, *embedded.NAMES])}")

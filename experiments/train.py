@@ -3,12 +3,17 @@
 python -m experiments.train --config=experiments/configs/digits.py:lenet5 --workdir=runs/digits_lenet5
 
 The run goes on by itself if the directory holds a checkpoint of the same config. Every field of the config is a flag:
-`--config.model.activation=relu --config.optimizer.learning_rate=0.05`.
+`--config.model.activation=relu --config.optimizer.learning_rate=0.05`. The last line of stdout is the result, one JSON
+object.
 """
 
 import json
+import os
+import sys
 
+import jax
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from cnn_research import training
@@ -19,9 +24,25 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in 
 
 
 def main() -> None:
-    """Trains and prints the result as one JSON object."""
-    command_line.require("workdir")
-    print(json.dumps(training.train(_CONFIG.value, _WORKDIR.value)))
+    """Trains, prints the result, and says what can be done with it."""
+    command_line.require("config", "workdir")
+    workdir = epath.Path(_WORKDIR.value)
+    done_before = (workdir / "result.json").exists()
+    result = training.train(_CONFIG.value, workdir)
+    if jax.process_index():
+        return
+    print(json.dumps(result), flush=True)
+    accuracy = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name.endswith("/accuracy"))
+    state = "was complete before" if done_before else "is complete"
+    python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
+    recipe = next(argument for argument in sys.argv if argument.startswith(("--config=", "-config=")))
+    print(
+        f"The run in {workdir} {state}: {accuracy} after {result['step']} steps. Next, try\n"
+        f"  {python} -m experiments.evaluate --workdir={workdir} --step=best\n"
+        f"  {python} -m experiments.predict --workdir={workdir} --out={workdir / 'report'}\n"
+        f"  {python} -m experiments.sweep {recipe} --sweep='model.pool=max,avg; seed=0,1,2' --workdir={workdir}_pool",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

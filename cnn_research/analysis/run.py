@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
@@ -126,7 +127,7 @@ class Run:
         batch = load(source, *order(step), image_spec(self.config.data))
         if not augmented:
             return batch
-        augment_rng, _ = step_rngs(jax.random.key(self.config.seed), np.int32(step))
+        augment_rng, _ = step_rngs(jax.random.key(self.config.seed), jnp.int32(step))
         return jax.device_get(jax.jit(self.program.preprocessing.train)(batch, augment_rng))
 
     def export(self, path: epath.PathLike) -> None:

@@ -1,5 +1,7 @@
 """Normalization: none, batch, group, layer or frozen batch statistics."""
 
+import math
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -53,7 +55,7 @@ def group_statistics(x: Float[Array, "batch *space channels"], groups: int) -> F
       x: activations.
       groups: groups of channels.
     """
-    grouped = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
+    grouped = x.reshape(len(x), math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups)
     statistics = jnp.stack([grouped.mean((1, 3)), grouped.var((1, 3))])
     shape = (2, len(x), *(1 for _ in x.shape[1:-1]), x.shape[-1])
     return jnp.repeat(statistics, x.shape[-1] // groups, axis=-1).reshape(shape)

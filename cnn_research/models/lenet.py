@@ -36,7 +36,7 @@ C3_TABLE = (
     "...XXX..XXXX.XXX",
 )
 
-# Figure 3: the digits 0 to 9 of a 7x12 bitmap font, as public transcriptions of the figure agree on them.
+# Figure 3: the digits 0 to 9 of a 7x12 bitmap font, as the transcription shared by public code has them.
 DIGITS = """
 .#####.  ...##..  .#####.  #######  .#####.  .#####.  ..####.  #######  .#####.  .#####.
 .......  ..###..  .......  .....##  .......  .......  .##....  .....##  ##...##  ##..###

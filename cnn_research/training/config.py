@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,6 +115,8 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into accumulate={config.accumulate} micro-batches"
         )
+    if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):
+        raise UserError(f"profile={config.profile!r}: give the first step and the one after the last, such as 100:110")
     for field in ("mean", "std"):
         if len(config.data[field]) not in (1, config.data.channels):
             raise UserError(

@@ -99,5 +99,5 @@ def merge(fresh: dict[str, Any], given: dict[str, Any], excepted: str = "") -> d
     return flax.traverse_util.unflatten_dict(merged, sep="/")
 
 
-def _shape(array: jax.Array) -> str:
+def _shape(array: jax.Array | np.ndarray) -> str:
     return "x".join(map(str, np.shape(array))) or "scalar"

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cnn_research.data.order import Shuffled
+from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
 from cnn_research.training import config as configs
 from cnn_research.training.checkpoints import Checkpoints
@@ -46,7 +49,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Dev
       Stopped: a signal asked to stop; the run is saved.
     """
     workdir = epath.Path(workdir).expanduser()
-    train_source = open_split(config, config.data.train)
+    train_source, test_source = (open_split(config, config.data[split]) for split in ("train", "test"))
     config = _with_facts(config, len(train_source), train_source.class_names)
     check_classes(train_source, config)
     program = make_program(config)
@@ -56,22 +59,50 @@ def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Dev
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
 
-    test_source = open_split(config, config.data.test)
+    with _locked(workdir):
+        result = _train(program, parallel, train_source, test_source, workdir)
+        if jax.process_index() == 0:
+            write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _train(
+    program: Program, parallel: Jit, train_source: Source, test_source: Source, workdir: epath.Path
+) -> dict[str, Any]:
+    config = program.config
     order = Shuffled(len(train_source), config.batch_size, config.seed)
     feed = make_feed(train_source, order, config.data, parallel)
     evaluator = Evaluator(program.model, program.task, program.preprocessing, test_source, config, Jit(parallel.mesh))
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / "config.json", configs.to_json(config))
         write_text(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
     metric = f"{config.data.test}/{program.task.primary_metric}"
     with Checkpoints(workdir, config.keep_last, config.keep_best, metric) as checkpoints:
         state = _last_state(program, parallel, checkpoints)
-        result = _Loop(workdir, program, parallel, feed, evaluator, checkpoints, state).run()
+        return _Loop(workdir, program, parallel, feed, evaluator, checkpoints, state).run()
+
+
+@contextlib.contextmanager
+def _locked(workdir: epath.Path) -> Iterator[None]:
+    """Makes the run's directory, and keeps another command out of it; buckets have no locks.
+
+    Raises:
+      UserError: another process is training there.
+    """
     if jax.process_index() == 0:
-        write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    return result
+        workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() or "://" in os.fspath(workdir):
+        yield
+        return
+    # The lock goes with its process, however that ends.
+    lock = filelock.FileLock(workdir / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(f"another process is training in {workdir}; wait for it, or give another directory") from None
+    with lock:
+        yield
 
 
 def _with_facts(config: ConfigDict, num_examples: int, class_names: tuple[str, ...]) -> ConfigDict:
@@ -126,6 +157,7 @@ class _Loop:
         self.workdir, self.program, self.config = workdir, program, program.config
         self.parallel, self.feed, self.evaluator, self.checkpoints = parallel, feed, evaluator, checkpoints
         self.step = int(state.step)
+        self.metric = program.task.primary_metric
         self.params = sum(x.size for x in jax.tree.leaves(state.params))
         self.state = parallel.spread(state)
         self.step_function = parallel.compile(program.train_step(parallel.axis_name))
@@ -213,7 +245,8 @@ class _Loop:
         values = self.evaluator(self.parallel.collect(self.state).evaluated)
         named = {f"{self.config.data.test}/{name}": value for name, value in values.items()}
         self.writer.write(self.step, named)
-        self.progress.say(f"step {self.step}  {describe(named)}")
+        shown = {name: value for name, value in named.items() if name.split("/")[-1] in (self.metric, "loss")}
+        self.progress.say(f"step {self.step}  {describe(shown)}")
         self.clock += time.perf_counter() - began
         return named
 
@@ -250,12 +283,7 @@ class _Profiler:
     """Traces the steps that `config.profile` names, into `<workdir>/profile`."""
 
     def __init__(self, steps: str, workdir: epath.Path):
-        try:
-            self.start, self.stop = map(int, steps.split(":")) if steps else (-1, -1)
-        except ValueError:
-            raise UserError(
-                f"profile={steps!r}: give the first step and the one after the last, such as 100:110"
-            ) from None
+        self.start, self.stop = map(int, steps.split(":")) if steps else (-1, -1)
         self.workdir = workdir
 
     @contextlib.contextmanager

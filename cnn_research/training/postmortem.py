@@ -76,7 +76,6 @@ def first_nonfinite(program: Program, state: TrainState, batch: dict[str, Any]) 
       `kind` (`parameter`, `output`, `loss`, `gradient`, `parameter gradient` or `gradient norm`) and the
       `layer` or the parameter's path. Outputs count from the input on, gradients from the loss back.
     """
-
     order: list[str] = []  # of the layers; JAX returns dicts sorted
 
     def losses(params: Any, zeros: dict[str, jax.Array], state: TrainState, batch: dict[str, Any]) -> Any:

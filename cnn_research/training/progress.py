@@ -50,7 +50,7 @@ class Progress:
 
 
 def describe(values: dict[str, Any]) -> str:
-    """Returns `loss 0.0312  accuracy 0.9912  5210 images/s`."""
+    """Returns `loss 0.0312  accuracy 0.9912  5,210 images/s`."""
     words = []
     for name, value in values.items():
         if name == "images_per_second":

@@ -59,7 +59,8 @@ class Writer:
         if tensorboard:
             from tensorboardX import SummaryWriter  # here: importing it takes a third of a second
 
-            self._events = SummaryWriter(os.fspath(workdir), purge_step=step + 1)
+            # Its `flush` passes over what its thread has not taken yet, so the thread is told to do so itself.
+            self._events = SummaryWriter(os.fspath(workdir), purge_step=step + 1, flush_secs=1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one record: `{"step": …, "train/loss": …, "seconds": …}`.
@@ -76,7 +77,6 @@ class Writer:
         if self._events:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
-            self._events.flush()
 
     def latest(self, name: str) -> float:
         """Returns a value's last record, or 0."""

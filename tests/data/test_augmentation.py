@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from matplotlib.colors import rgb_to_hsv
 
 from cnn_research.data.augmentation import Augmentation, Draw, augment, normalize
 from cnn_research.errors import UserError
@@ -117,7 +119,7 @@ def test_an_example_depends_on_its_position_and_the_step_alone():
 @pytest.mark.parametrize("field", sorted(ON.keys() - {"cutout", "mixup", "cutmix"}))
 def test_one_operation_leaves_anothers_draws_alone(field):
     alone = run(Augmentation(**{field: ON[field]}))["image"]
-    with_cutout = run(Augmentation(**{field: ON[field]}, cutout=5, fill=(-0.0,)))["image"]
+    with_cutout = run(Augmentation(**{field: ON[field]}, cutout=5))["image"]
     cut = (with_cutout == 0).all(axis=-1)
     np.testing.assert_allclose(with_cutout[~cut], alone[~cut], atol=1e-6)
     # And where the cuts are does not depend on the other operation: padding is 0 too, so they may only be hidden in it.
@@ -165,11 +167,34 @@ def test_padding_is_mixed_with_nothing():
     batch["example_mask"][-5:] = False
     for config in (Augmentation(mixup=1.0), Augmentation(cutmix=1.0)):
         found = run(config, batch)
-        alone = np.arange(BATCH) % BATCH
-        alone = (alone == 0) | (alone >= BATCH - 5)  # example 0 would take from the last one
+        alone = (POSITIONS == 0) | (POSITIONS >= BATCH - 5)  # example 0 would take from the last one
         np.testing.assert_array_equal(found["image"][alone], batch["image"][alone])
         np.testing.assert_array_equal(found["label_weight"][alone], 1)
         assert (found["label_weight"][~alone] < 1).any()
+
+
+def test_colour_jitter_draws_each_amount_from_its_own_range():
+    count, color = 400, np.array([0.3, 0.35, 0.4], np.float32)
+    images = np.broadcast_to(color, (count, 2, 1, 3)) + np.array([0.02, -0.02], np.float32)[:, None, None]
+
+    def jitter(**strength):
+        return run(Augmentation(**strength), {"image": images}, positions=jnp.arange(count))["image"]
+
+    def spread(x, axis):
+        return np.asarray(x).max(axis) - np.asarray(x).min(axis)
+
+    bright = jitter(brightness=1.8)[:, 0, 0, 0] / 0.32
+    factors = {
+        "brightness": (jitter(brightness=0.4)[:, 0, 0, 0] / 0.32 - 0.6) / 0.8,
+        "contrast": (spread(jitter(contrast=0.5)[..., 0], (1, 2)) / 0.04 - 0.5) / 1.0,
+        "saturation": (spread(jitter(saturation=0.6)[:, 0, 0], 1) / 0.1 - 0.4) / 1.2,
+        "hue": ((rgb_to_hsv(jitter(hue=0.2))[:, 0, 0, 0] - rgb_to_hsv(color)[0] + 0.5) % 1 - 0.5 + 0.2) / 0.4,
+        "brightness from 0": bright / 2.8,
+    }
+    for name, uniform in factors.items():
+        assert scipy.stats.kstest(uniform, "uniform").pvalue > 1e-3, name
+    correlations = np.corrcoef([factors[name] for name in ("brightness", "contrast", "saturation", "hue")])
+    assert (np.abs(correlations - np.eye(4)) < 0.2).all()
 
 
 def test_grey_images_have_no_colour_to_jitter():

@@ -9,7 +9,6 @@ import scipy.stats
 
 from cnn_research.data import crops
 
-
 # Small programs that run once: the compiler's effort would be most of these tests' time.
 FAST = {"xla_backend_optimization_level": 0}
 
@@ -80,7 +79,7 @@ def test_resizing_keeps_a_ramp_a_ramp():
 
 
 def test_random_resized_crop_draws_area_and_aspect_ratio_as_stated():
-    size, area, aspect_ratio = 128, (0.1, 0.4), (3 / 4, 4 / 3)
+    size, area, aspect_ratio = 128, (0.1, 0.4), (0.5, 1.0)
     operation = partial(crops.random_resized_crop, area=area, aspect_ratio=aspect_ratio)
     found = draws(
         lambda key, image: operation(key, image)[jnp.array([0, -1]), jnp.array([0, -1])], coordinates(size, size), 500
@@ -95,6 +94,13 @@ def test_random_resized_crop_draws_area_and_aspect_ratio_as_stated():
     assert scipy.stats.kstest(np.log(width / height), uniform(low, high - low).cdf).pvalue > 1e-3
     for offset, length in zip(corner.T, (height, width), strict=True):
         assert scipy.stats.kstest((offset + 0.5) / (size - length + 1), uniform.cdf).pvalue > 1e-3
+
+
+def test_random_resized_crop_reaches_every_corner():
+    operation = partial(crops.random_resized_crop, area=(9 / 16, 9 / 16), aspect_ratio=(1.0, 1.0))
+    found = draws(operation, coordinates(4, 4), 100)
+    assert {tuple(corner) for corner in found[:, 0, 0].tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    np.testing.assert_array_equal(found[:, -1, -1] - found[:, 0, 0], 2)
 
 
 def test_random_resized_crop_of_everything_changes_nothing():

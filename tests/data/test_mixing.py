@@ -19,18 +19,18 @@ def test_symmetric_beta_is_scipys(alpha):
     assert scipy.stats.kstest(np.asarray(drawn), scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("alpha", [1e-3, 1e6])
-def test_symmetric_beta_at_its_ends(alpha):
+@pytest.mark.parametrize(("alpha", "distance"), [(1e-3, 0.5), (1e6, 0.0)])
+def test_symmetric_beta_at_its_ends(alpha, distance):
     drawn = np.asarray(jax.jit(jax.vmap(partial(mixing.symmetric_beta, alpha=alpha)))(keys(1000)))
+    assert ((drawn >= 0) & (drawn <= 1)).all()
     assert abs(drawn.mean() - 0.5) < 0.05
-    np.testing.assert_allclose(np.abs(drawn - 0.5), 0.5 if alpha < 1 else 0.0, atol=0.01 if alpha > 1 else 0.5)
-    assert np.isfinite(drawn).all()
+    assert (np.abs(np.abs(drawn - 0.5) - distance) < 0.01).mean() > 0.95
 
 
 def test_mixup_is_a_convex_combination_of_the_stated_weight():
     image, other = np.random.default_rng(0).random((2, 4, 5, 3), dtype=np.float32)
-    mixed, weights = jax.vmap(lambda key: mixing.mixup(key, jnp.array(image), jnp.array(other), 0.8))(keys(50))
-    assert len(np.unique(weights)) == 50
+    mixed, weights = jax.vmap(lambda key: mixing.mixup(key, jnp.array(image), jnp.array(other), 0.8))(keys(300))
+    assert scipy.stats.kstest(np.asarray(weights), scipy.stats.beta(0.8, 0.8).cdf).pvalue > 1e-2
     for result, weight in zip(mixed, np.asarray(weights), strict=True):
         np.testing.assert_allclose(result, weight * image + (1 - weight) * other, atol=1e-6)
 

@@ -48,7 +48,7 @@ class Nameless(Colours):
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for builder in (Colours(data_dir=folder), Nameless(data_dir=folder, config="small")):
         builder.download_and_prepare(file_format="array_record")
@@ -75,29 +75,29 @@ def test_folders_are_the_one_given_or_tfdss_and_then_the_read_only_ones(home, mo
     assert next(sources.folders()) == epath.Path("~/tensorflow_datasets").expanduser()
 
 
-def test_a_set_is_found_by_its_name_and_version(data_dir):
+def test_a_set_is_found_by_its_name_and_version(prepared):
     for name in ("colours", "colours:1.2.3", "colours:1.*.*"):
-        assert sources.find(name, data_dir).info.full_name == "colours/1.2.3"
-    assert sources.find("nameless/small", data_dir).info.full_name == "nameless/small/1.2.3"
+        assert sources.find(name, prepared).info.full_name == "colours/1.2.3"
+    assert sources.find("nameless/small", prepared).info.full_name == "nameless/small/1.2.3"
 
 
-def test_a_set_is_found_by_the_path_of_its_directory(data_dir):
-    source = sources.open_source(f"{data_dir}/colours/1.2.3", "train")
+def test_a_set_is_found_by_the_path_of_its_directory(prepared):
+    source = sources.open_source(f"{prepared}/colours/1.2.3", "train")
     assert len(source) == 10
 
 
-def test_read_only_folders_are_searched_and_never_written_to(home, data_dir, monkeypatch):
-    monkeypatch.setenv("CNN_RESEARCH_DATA_DIRS", f"/nowhere:{data_dir}")
-    before = tree(data_dir)
+def test_read_only_folders_are_searched_and_never_written_to(home, prepared, monkeypatch):
+    monkeypatch.setenv("CNN_RESEARCH_DATA_DIRS", f"/nowhere:{prepared}")
+    before = tree(prepared)
     assert len(sources.open_source("colours", "test")) == 4
     digits = sources.find("digits")
     assert digits.data_path.is_relative_to(home)
-    assert tree(data_dir) == before
+    assert tree(prepared) == before
 
 
-def test_the_first_folder_that_holds_a_set_is_taken(home, data_dir, monkeypatch):
-    monkeypatch.setenv("CNN_RESEARCH_DATA_DIRS", data_dir)
-    assert sources.find("colours").data_path.is_relative_to(data_dir)
+def test_the_first_folder_that_holds_a_set_is_taken(home, prepared, monkeypatch):
+    monkeypatch.setenv("CNN_RESEARCH_DATA_DIRS", prepared)
+    assert sources.find("colours").data_path.is_relative_to(prepared)
     Colours(data_dir=home).download_and_prepare(file_format="array_record")
     assert sources.find("colours").data_path.is_relative_to(home)
 
@@ -117,8 +117,8 @@ def test_shapes_take_their_config_from_the_name():
     assert source.features["image"].shape == (16, 24, 3)
 
 
-def test_examples_are_read_by_index_with_their_images_as_files(data_dir):
-    source = sources.open_source("colours", "train", data_dir)
+def test_examples_are_read_by_index_with_their_images_as_files(prepared):
+    source = sources.open_source("colours", "train", prepared)
     assert (source.name, source.split, source.class_names) == ("colours", "train", ("red", "green", "blue"))
     for index, example in zip((7, 2), source.examples.__getitems__([7, 2]), strict=True):
         assert example["label"] == index % 3
@@ -135,38 +135,38 @@ def test_examples_are_read_by_index_with_their_images_as_files(data_dir):
         ("train[1:2]+test[:2]", [1, 0, 1]),
     ],
 )
-def test_a_split_may_be_cut_and_joined(data_dir, split, labels):
-    source = sources.open_source("colours", split, data_dir)
+def test_a_split_may_be_cut_and_joined(prepared, split, labels):
+    source = sources.open_source("colours", split, prepared)
     assert len(source) == len(labels)
     assert [int(source.examples[index]["label"]) for index in range(len(source))] == labels
 
 
-def test_examples_without_a_label_have_no_class_names(data_dir):
-    assert sources.open_source("nameless/small", "train", data_dir).class_names == ()
+def test_examples_without_a_label_have_no_class_names(prepared):
+    assert sources.open_source("nameless/small", "train", prepared).class_names == ()
 
 
 @pytest.mark.parametrize(
     "split", ["trian", "", "train[:", "train[a:b]", "train[:0]", "train[20:]", "train[:0]+test[:0]"]
 )
-def test_an_unknown_or_empty_split_gets_those_there_are(data_dir, split):
+def test_an_unknown_or_empty_split_gets_those_there_are(prepared, split):
     message = "data set 'colours' has no examples in split '.*'; its splits are train \\(10\\), test \\(4\\)"
     with pytest.raises(UserError, match=message):
-        sources.open_source("colours", split, data_dir)
+        sources.open_source("colours", split, prepared)
 
 
-def test_a_missing_set_gets_the_folders_the_nearest_and_the_command(home, data_dir, monkeypatch):
-    monkeypatch.setenv("CNN_RESEARCH_DATA_DIRS", data_dir)
+def test_a_missing_set_gets_the_folders_the_nearest_and_the_command(home, prepared, monkeypatch):
+    monkeypatch.setenv("CNN_RESEARCH_DATA_DIRS", prepared)
     with pytest.raises(UserError) as caught:
         sources.find("colors")
     assert str(caught.value) == (
-        f"no prepared data set 'colors' in {home}, {data_dir}; did you mean 'colours'?"
+        f"no prepared data set 'colors' in {home}, {prepared}; did you mean 'colours'?"
         " (a catalogue set is prepared by: python -m experiments.prepare_data --dataset=colors)"
     )
 
 
-def test_a_set_that_is_stored_in_configs_is_suggested_with_one(data_dir):
+def test_a_set_that_is_stored_in_configs_is_suggested_with_one(prepared):
     with pytest.raises(UserError, match=r"'nameless/smaller' in .*; did you mean 'nameless/small'"):
-        sources.find("nameless/smaller", data_dir)
+        sources.find("nameless/smaller", prepared)
 
 
 def test_an_empty_name_is_refused():
@@ -180,9 +180,9 @@ def test_what_is_no_name_is_refused(name):
         sources.find(name)
 
 
-def test_a_format_without_random_access_is_refused(data_dir, tmp_path):
+def test_a_format_without_random_access_is_refused(prepared, tmp_path):
     directory = tmp_path / "colours" / "1.2.3"
-    shutil.copytree(f"{data_dir}/colours/1.2.3", directory)
+    shutil.copytree(f"{prepared}/colours/1.2.3", directory)
     info = json.loads((directory / "dataset_info.json").read_text())
     (directory / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match="'colours' is stored without random access; prepare it again as ArrayRecord"):

@@ -9,13 +9,13 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = "--config=experiments/configs/digits.py:lenet5"
 
-# Starts as a script does, then gives each command line a process of its own, as the shell would, without importing anew.
+# Starts as a script does, then gives each command line a process of its own, as the shell does, but imports only once.
 FORKS = """
 import json, os, sys, tempfile
 from experiments import command_line, train
 
 def main():
-    command_line.require("workdir")
+    command_line.require("config", "workdir")
     print(train._CONFIG.value.to_json())
 
 for line in sys.stdin:
@@ -62,7 +62,10 @@ def parse():
         (["--config=experiments/command_line.py"], "has no function get_config"),
         (["--config=experiments/configs/digits.py:lenet6"], "'lenet6' is not known; did you mean 'lenet5"),
         ([DIGITS, "--config.model.activaton=relu"], "config.model.activaton .*did you mean 'model.activation'"),
-        ([DIGITS, "--config.learning_rate=0.1"], "did you mean .*'learning_rate'|did you mean .*optimizer.learning_rate"),
+        (
+            [DIGITS, "--config.learning_rate=0.1"],
+            "did you mean .*'learning_rate'|did you mean .*optimizer.learning_rate",
+        ),
         ([DIGITS, "--config.zzz.qqq=0.1"], "config.zzz.qqq is no field"),
         ([DIGITS, "--config.batch_size=many"], "--config.batch_size=many: "),
         ([DIGITS, "--config.batch_size=0.5"], "--config.batch_size=0.5: "),

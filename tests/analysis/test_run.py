@@ -1,0 +1,102 @@
+import jax
+import numpy as np
+import pytest
+
+from cnn_research import analysis, training
+from cnn_research.data.batches import decode
+from cnn_research.errors import UserError
+from cnn_research.interop import safetensors
+from cnn_research.training.evaluation import open_split
+
+
+@pytest.fixture(scope="module")
+def trained(digits_config, tmp_path_factory):
+    """A short run: its directory and its result."""
+    workdir = tmp_path_factory.mktemp("trained")
+    config = digits_config()
+    config.update(duration="60", eval_every="20", checkpoint_every="20", keep_last=1, keep_best=1)
+    config.augmentation.update(flip=True)
+    return workdir, training.train(config, workdir, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return analysis.load_run(trained[0])
+
+
+def test_evaluate_gives_the_result(trained, run):
+    _, result = trained
+    metrics = run.evaluate()
+    assert metrics["accuracy"] == result["test/accuracy"]
+    assert metrics["examples"] == 360
+    assert run.evaluate("train[:100]")["examples"] == 100
+
+
+def test_result_and_metrics(trained, run):
+    _, result = trained
+    assert run.result == result
+    assert run.metrics[-1]["step"] == run.step == 60
+    assert run.config.data.name == "digits"
+    assert run.class_names == tuple("0123456789")
+
+
+def test_predict_takes_images_of_any_size_and_number(trained, run):
+    source = open_split(run.config, "test")
+    examples = source.examples.__getitems__(list(range(360)))
+    images = [decode(example["image"], 1) for example in examples]
+    assert images[0].shape == (8, 8, 1)
+    predictions = run.predict(images, batch_size=100)
+    assert predictions["probabilities"].shape == (360, 10)
+    np.testing.assert_allclose(predictions["probabilities"].sum(1), 1, rtol=1e-5)
+    right = np.mean([int(example["label"]) for example in examples] == predictions["label"])
+    assert right == pytest.approx(trained[1]["test/accuracy"])
+    # A single image, and images of another size, say the same.
+    one = run.predict(images[:1])["probabilities"]
+    np.testing.assert_allclose(one, predictions["probabilities"][:1], rtol=1e-4, atol=1e-6)
+
+
+def test_batch_is_the_one_that_training_saw(run):
+    stored = run.batch(7)
+    assert stored["image"].dtype == np.uint8
+    assert stored["image"].shape == (32, 32, 32, 1)
+    seen = run.batch(7, augmented=True)
+    plain = (stored["image"] / 255 - 0.3) / 0.38
+    flipped = plain[:, :, ::-1]
+    kept = np.isclose(seen["image"], plain, atol=1e-5).all((1, 2, 3))
+    turned = np.isclose(seen["image"], flipped, atol=1e-5).all((1, 2, 3))
+    assert (kept | turned).all()
+    assert 0 < turned.sum() < 32
+    np.testing.assert_array_equal(seen["label"], stored["label"])
+    assert not np.array_equal(run.batch(8)["label"], stored["label"])
+
+
+def test_steps(trained):
+    workdir, _ = trained
+    best = analysis.load_run(workdir, "best")
+    accuracies = {record["step"]: record["test/accuracy"] for record in best.metrics if "test/accuracy" in record}
+    assert accuracies[best.step] == max(accuracies.values())
+    assert analysis.load_run(workdir, "latest").step == analysis.load_run(workdir, 60).step == 60
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; it has steps .*60"):
+        analysis.load_run(workdir, 7)
+
+
+def test_export_starts_another_run(run, digits_config, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    run.export(path)
+    assert jax.tree.all(jax.tree.map(np.array_equal, safetensors.load(path), run.variables))
+    config = digits_config()
+    config.update(duration="1", eval_every="1", init_from=str(path))
+    config.optimizer.update(learning_rate=1e-9, warmup="0")
+    result = training.train(config, tmp_path / "again", jax.devices()[:1])
+    assert result["test/accuracy"] == run.result["test/accuracy"]
+    config = digits_config(num_classes=12)
+    config.update(duration="1", init_from=str(run.workdir))
+    with pytest.raises(UserError, match=r"params/output/kernel is 84x10 there, 84x12 here"):
+        training.train(config, tmp_path / "other", jax.devices()[:1])
+    config.init_except = "params/output"
+    assert training.train(config, tmp_path / "third", jax.devices()[:1])["step"] == 1
+
+
+def test_directory_without_a_run(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run: there is no config.json"):
+        analysis.load_run(tmp_path)

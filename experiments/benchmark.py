@@ -14,7 +14,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,14 +36,19 @@ _SUITE = flags.DEFINE_string("suite", "loop", "what to measure")
 _OUT = flags.DEFINE_string("out", "", "a file for the JSON object too")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "turns of each, after one that compiles", lower_bound=1)
 _EXAMPLES = flags.DEFINE_integer("examples", 20_000, "pictures where MNIST or CIFAR-10 is absent", lower_bound=200)
+_MODELS = flags.DEFINE_list("models", [], "only the rows of these networks")
 _STEPS = flags.DEFINE_integer("steps", 300, "training steps a turn", lower_bound=20)
 
 
-def suite_loop(rounds: int, steps: int, examples: int) -> list[dict[str, Any]]:
+def suite_loop(rounds: int, steps: int, examples: int, models: Sequence[str]) -> list[dict[str, Any]]:
     """A whole run against its step alone, for LeNet on MNIST and a small ResNet on CIFAR-10's shapes."""
-    lenet = ("lenet5_modern", "mnist", dict(channels=1, resize="pad"), steps)
-    resnet = ("resnet20_cifar", "cifar10", dict(channels=3), max(20, steps // 10))
-    return [_loop_row(*case, rounds, examples) for case in (lenet, resnet)]
+    cases = {
+        "lenet5_modern": ("mnist", dict(channels=1, resize="pad"), steps),
+        "resnet20_cifar": ("cifar10", dict(channels=3), max(20, steps // 10)),
+    }
+    if unknown := set(models) - set(cases):
+        raise UserError(f"--models: suite loop has no {min(unknown)!r}; {nearest(min(unknown), cases)}")
+    return [_loop_row(model, *case, rounds, examples) for model, case in cases.items() if model in models or not models]
 
 
 def _loop_row(model: str, dataset: str, data: dict[str, Any], steps: int, rounds: int, examples: int) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def main() -> None:
     """Measures and prints."""
     if _SUITE.value not in SUITES:
         raise UserError(f"--suite={_SUITE.value} is unknown; {nearest(_SUITE.value, SUITES)}")
-    rows = SUITES[_SUITE.value](_ROUNDS.value, _STEPS.value, _EXAMPLES.value)
+    rows = SUITES[_SUITE.value](_ROUNDS.value, _STEPS.value, _EXAMPLES.value, _MODELS.value)
     result = json.dumps({"suite": _SUITE.value, "rows": rows})
     if _OUT.value:
         epath.Path(_OUT.value).write_text(result + "\n")

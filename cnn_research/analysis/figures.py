@@ -47,26 +47,26 @@ def top_predictions(
 
 
 def prediction_grid(
-    images: UInt8[np.ndarray, "images height width channels"],
+    images: Sequence[UInt8[np.ndarray, "_height _width channels"]] | UInt8[np.ndarray, "images height width channels"],
     probabilities: Float[np.ndarray, "images classes"],
     class_names: Sequence[str],
-    labels: Integer[np.ndarray, " images"] | None,
+    labels: Sequence[int | None] | Integer[np.ndarray, " images"] | None,
     columns: int = 4,
     k: int = 5,
 ) -> Figure:
     """Draws many images, each as `top_predictions` does, on one page.
 
     Args:
-      images: grey (one channel) or RGB.
+      images: grey (one channel) or RGB, of any sizes.
       probabilities: of each class for each image.
       class_names: of each class.
-      labels: the true classes; None if they are not known.
+      labels: the true classes; None where one is not known.
       columns: images in a row.
       k: the number of bars, at most the number of classes.
     """
     k = min(k, probabilities.shape[1])
     rankings = np.argsort(-probabilities, axis=1, kind="stable")
-    truths = [None] * len(images) if labels is None else [int(label) for label in labels]
+    truths = [None] * len(images) if labels is None else [None if label is None else int(label) for label in labels]
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     below = any(truth is not None and truth not in top for truth, top in zip(truths, rankings[:, :k], strict=True))

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -11,6 +11,19 @@ from tensorflow_datasets.core import read_only_builder, registered
 
 from cnn_research.data import embedded
 from cnn_research.errors import UserError, nearest
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Random access, as TFDS's data sources give it."""
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Returns many examples at once."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +39,7 @@ class Source:
 
     name: str
     split: str
-    examples: Sequence[dict[str, Any]]
+    examples: Examples
     features: tfds.features.FeaturesDict
 
     def __len__(self) -> int:

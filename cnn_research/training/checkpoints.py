@@ -6,6 +6,7 @@ A checkpoint has up to three items, so that analysis reads no more than it needs
 background under a name of its own and renames the directory when all is there: what carries a step's number is whole.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -36,7 +37,10 @@ class Checkpoints:
           keep_last: how many of the latest to keep.
           keep_best: how many of the best to keep besides.
           metric: what the best have most of, such as `test/accuracy`.
-          read_only: never remove anything.
+          read_only: never make or remove anything.
+
+        Raises:
+          UserError: there are none to read.
         """
         directory = epath.Path(workdir).expanduser().resolve() / "checkpoints"
         policies = ocp.training.preservation_policies
@@ -46,27 +50,26 @@ class Checkpoints:
                 get_metric_fn=lambda values: values[metric], n=keep_best, keep_checkpoints_without_metrics=False
             )
             keep.append(best)
+        if read_only and not directory.exists():  # which Orbax would make
+            raise UserError(f"{workdir} has no checkpoint yet")
         self._metric = metric
-        self._checkpointer = None
-        if not read_only or directory.exists():
-            self._checkpointer = ocp.training.Checkpointer(
-                directory,
-                preservation_policy=policies.PreserveAll() if read_only else policies.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=not read_only,
-            )
+        self._checkpointer = ocp.training.Checkpointer(
+            directory,
+            preservation_policy=policies.PreserveAll() if read_only else policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=not read_only,
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
         """Waits until what was begun is written."""
-        if self._checkpointer:
-            self._checkpointer.close()
+        self._checkpointer.close()
 
     @property
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints] if self._checkpointer else []
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     @property
     def best(self) -> int | None:
@@ -99,7 +102,8 @@ class Checkpoints:
         """
         loaded = self._load(self.steps[-1], _items(abstract), sharding)
         variables, training = loaded["variables"], loaded["training"]
-        return abstract.replace(
+        return dataclasses.replace(
+            abstract,
             step=training["step"],
             rng=jax.device_put(rng, sharding),
             params=variables["params"],

@@ -185,16 +185,17 @@ class _Loop:
                     self.state, metrics = self.step_function(self.state, batch, self.feed.data)
                 self.pending.append(metrics)
                 self.step += 1
+                stops = tuple(requests)  # asked once: a signal may come at any time
                 evaluates = self.step % eval_every == 0 or self.step == total
-                saves = self.step % checkpoint_every == 0 or self.step == total or bool(requests)
+                saves = self.step % checkpoint_every == 0 or self.step == total or bool(stops)
                 if evaluates or saves or self.step % self.config.log_every == 0:
                     self.flush()
                 if evaluates:
                     evaluated = self.evaluate()
                 if saves:
                     self.save(evaluated if evaluates else {})
-                if requests:
-                    raise Stopped(self.step, requests[0])
+                if stops and self.step < total:
+                    raise Stopped(self.step, stops[0])
             if not evaluated:  # killed between the last checkpoint and the result
                 evaluated = self.evaluate()
         return {

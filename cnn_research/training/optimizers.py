@@ -28,6 +28,8 @@ def make_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: float) 
     peak, warmup = config.learning_rate, parse_steps(config.warmup, steps_per_epoch, total_steps, "optimizer.warmup")
     if peak <= 0:
         raise UserError(f"optimizer.learning_rate={peak} must be above 0")
+    if config.final < 0 or config.factor < 0:
+        raise UserError(f"optimizer.final={config.final} and factor={config.factor} must not be negative")
     decay_steps = max(total_steps - warmup, 1)
     if config.schedule == "constant":
         after = optax.constant_schedule(peak)
@@ -134,6 +136,12 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     Raises:
       UserError: an unknown optimizer or a regex that is none.
     """
+    for field in ("weight_decay", "clip_norm", "epsilon"):
+        if config[field] < 0:
+            raise UserError(f"optimizer.{field}={config[field]} must not be negative")
+    for field in ("momentum", "beta1", "beta2"):
+        if not 0 <= config[field] < 1:
+            raise UserError(f"optimizer.{field}={config[field]} is a decay: at least 0, below 1")
     if config.name not in OPTIMIZERS:
         raise UserError(f"optimizer.name={config.name!r} is unknown; {nearest(config.name, OPTIMIZERS)}")
     optimizer = OPTIMIZERS[config.name](config, schedule, matches(config.decay, "optimizer.decay"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -65,7 +66,7 @@ class Jit:
         """Undoes `spread`."""
         return tree
 
-    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Puts this process's block of a batch on its devices."""
         sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
         if jax.process_count() == 1:
@@ -101,7 +102,7 @@ class Pmap(Jit):
             first = jax.tree.map(_through_host, first)
         return self.replicate(first)
 
-    def place(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Cuts this process's block of a batch among its devices; the compiled step transfers it."""
         count = jax.local_device_count()
         return {key: value.reshape(count, -1, *value.shape[1:]) for key, value in batch.items()}
@@ -119,7 +120,7 @@ class Pmap(Jit):
 
 def _through_host(x: jax.Array) -> Any:
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x)))
+        return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(x))))
     return np.asarray(x)
 
 

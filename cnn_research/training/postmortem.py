@@ -58,7 +58,7 @@ def write_postmortem(
         folder = workdir / "postmortem"
         folder.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        np.savez_compressed(content, **batch)
+        np.savez_compressed(content, allow_pickle=False, **batch)
         (folder / "batch.npz").write_bytes(content.getvalue())
         write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report

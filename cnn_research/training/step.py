@@ -111,7 +111,7 @@ def make_train_step(
             terms, aux = loss_sums(params, batch_stats, batch, rng)
             whole = weights or {name: add_up(weight) for name, (_, weight) in terms.items()}
             parts = {name: total / _divisor(jax.lax.stop_gradient(whole[name])) for name, (total, _) in terms.items()}
-            return sum(parts.values()), (parts, aux)
+            return _total(parts), (parts, aux)
 
         return jax.grad(objective, has_aux=True)(params)
 
@@ -121,7 +121,7 @@ def make_train_step(
         rngs = jax.random.split(rng, accumulate)
 
         def weigh(_: None, inputs: Any) -> tuple[None, dict[str, Array]]:
-            terms, _ = loss_sums(state.params, state.batch_stats, *inputs)
+            terms, _aux = loss_sums(state.params, state.batch_stats, *inputs)
             return None, {name: weight for name, (_, weight) in terms.items()}
 
         # Where weights come from the batch alone, XLA drops the network from this pass.
@@ -129,8 +129,8 @@ def make_train_step(
         weights = jax.tree.map(lambda weight: add_up(weight.sum(0)), weights)
 
         def differentiate(carry: Any, inputs: Any) -> tuple[Any, Any]:
-            gradients, batch_stats = carry
-            new, (parts, aux) = gradient(state.params, batch_stats, *inputs, weights)
+            (gradients, batch_stats), (batch, rng) = carry, inputs
+            new, (parts, aux) = gradient(state.params, batch_stats, batch, rng, weights)
             return (jax.tree.map(jnp.add, gradients, new), aux["batch_stats"]), (parts, aux["metrics"])
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
@@ -163,18 +163,22 @@ def make_train_step(
             average = optax.incremental_update(as_variables(params, batch_stats), average, 1 - decay)
 
         metrics = {
-            "loss": sum(parts.values()),
+            "loss": _total(parts),
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": schedule(state.step),
         }
         metrics |= parts if len(parts) > 1 else {}
         metrics |= {name: total / _divisor(weight) for name, (total, weight) in sums.items()}
-        state = state.replace(
-            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, average=average
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, average=average
         )
         return state, metrics
 
     return train_step
+
+
+def _total(parts: dict[str, Array]) -> Array:
+    return jnp.stack(list(parts.values())).sum()
 
 
 def _divisor(weight: Array) -> Array:

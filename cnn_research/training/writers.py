@@ -71,6 +71,8 @@ class Writer:
         """
         if jax.process_index():
             return
+        # A run that was killed before its last checkpoint's result measures that step again.
+        self._records = [old for old in self._records if old["step"] != step or not values.keys() <= old.keys()]
         self._records.append({"step": step, **values, "time": round(time.time(), 3)})
         # Buckets do not append, so the file is written anew.
         write_text(self._path, "".join(to_json(record) + "\n" for record in self._records))

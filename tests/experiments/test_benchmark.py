@@ -12,7 +12,7 @@ def test_loop(tmp_path):
     command = [sys.executable, "-m", "experiments.benchmark", "--suite=loop", "--rounds=1", "--steps=20"]
     environment = {key: value for key, value in os.environ.items() if key != "CNN_RESEARCH_DATA_DIRS"}
     ended = subprocess.run(
-        [*command, "--examples=300", f"--out={tmp_path / 'loop.json'}"],
+        [*command, "--examples=300", "--models=lenet5_modern", f"--out={tmp_path / 'loop.json'}"],
         cwd=REPOSITORY,
         env={**environment, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -23,7 +23,7 @@ def test_loop(tmp_path):
     result = json.loads(ended.stdout.splitlines()[-1])
     assert json.loads((tmp_path / "loop.json").read_text()) == result
     assert result["suite"] == "loop"
-    assert [row["model"] for row in result["rows"]] == ["lenet5_modern", "resnet20_cifar"]
+    assert [row["model"] for row in result["rows"]] == ["lenet5_modern"]
     for row in result["rows"]:
         assert row["bare_images_per_s"] > 0
         assert 0 < row["ratio"] < 2

@@ -8,6 +8,16 @@ from ml_collections import ConfigDict
 from cnn_research import training
 
 
+def sweep_since_1998():
+    """What changed between LeNet-5 as published and as it is built today, one change after the other."""
+    yield {"config": "lenet5"}
+    changes = {"model.output": "softmax", "loss.criterion": "cross_entropy"}
+    yield dict(changes)
+    for field, value in (("model.c3", "dense"), ("model.pool", "max"), ("model.activation", "relu")):
+        changes[field] = value
+        yield dict(changes)
+
+
 def get_config(model: str = "lenet5") -> ConfigDict:
     config = training.default_config(model, num_classes=10)
     config.duration = "40ep"

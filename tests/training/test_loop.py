@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 
+import filelock
 import jax
 import numpy as np
 import pytest
@@ -125,16 +126,26 @@ def test_resumed_on_other_devices(config, tmp_path):
 def test_unfinished_run_writes_its_result(whole, config):
     """Killed between the last checkpoint and the result."""
     workdir, result = whole
+    before = read_records(workdir / "metrics.jsonl")
     (workdir / "result.json").unlink()
     again = train(config, workdir)
     assert again["test/accuracy"] == result["test/accuracy"]
     assert again["step"] == 12
+    after = read_records(workdir / "metrics.jsonl")
+    assert [record["step"] for record in after] == [record["step"] for record in before]
+
+
+def test_one_process_at_a_time(config, tmp_path):
+    with filelock.FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another process is training in"):
+        train(config, tmp_path)
 
 
 def test_best_checkpoint_is_kept(config, tmp_path):
+    """And the steps that `profile` names are traced."""
     other = config.copy_and_resolve_references()
-    other.update(eval_every="3", checkpoint_every="3", keep_last=1, keep_best=1)
+    other.update(eval_every="3", checkpoint_every="3", keep_last=1, keep_best=1, profile="4:6")
     train(other, tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     records = [record for record in read_records(tmp_path / "metrics.jsonl") if "test/accuracy" in record]
     best = max(records, key=lambda record: (record["test/accuracy"], record["step"]))["step"]
     with Checkpoints(tmp_path, metric="test/accuracy", read_only=True) as checkpoints:

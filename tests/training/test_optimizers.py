@@ -269,3 +269,12 @@ def test_the_rate_follows_the_schedule():
 def test_an_optimizer_that_is_none_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         make(**{"name": "sgd"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("weight_decay", -1e-4), ("clip_norm", -1.0), ("momentum", 1.0), ("beta2", 1.5), ("final", -0.1)]
+)
+def test_numbers_out_of_range_are_named(field, value):
+    config = options(**{field: value})
+    with pytest.raises(UserError, match=rf"optimizer\.{field}={value}"):
+        make_optimizer(config, make_schedule(config, 100, 10.0))

@@ -46,6 +46,10 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _exit(f"error: {error.filename}: {error.strerror}", 2)  # a path that cannot be read or written, a full disk
 
 
 def _exit(message: str, code: int) -> None:

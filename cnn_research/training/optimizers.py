@@ -150,5 +150,8 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     if not config.freeze:
         return optimizer
     frozen = matches(config.freeze, "optimizer.freeze")
-    labels = lambda params: jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen(params))  # noqa: E731
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen(params))
+
     return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)

@@ -17,5 +17,5 @@ def get_config(model: str = "lenet5_modern") -> ConfigDict:
     config.augmentation.update(pad_crop=4, flip=True)
     if config.model.output == "rbf":
         config.loss.criterion = "map"
-    config.optimizer.update(learning_rate=0.05)
+    config.optimizer.update(name="adamw", learning_rate=0.01, weight_decay=0.01)
     return config

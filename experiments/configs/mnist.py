@@ -15,7 +15,8 @@ def get_config(model: str = "lenet5") -> ConfigDict:
     config.data.update(name="mnist", num_examples=60_000, channels=1, resize="pad")
     # Background -0.1 and ink 1.175, as in the paper's section II.B: about mean 0 and variance 1.
     config.data.update(mean=(0.1 / 1.275,), std=(1 / 1.275,))
+    config.augmentation.update(pad_crop=2)
     if config.model.output == "rbf":
         config.loss.criterion = "map"
-    config.optimizer.update(learning_rate=0.05)
+    config.optimizer.update(name="adamw", learning_rate=0.01, weight_decay=0.01)
     return config

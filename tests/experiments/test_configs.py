@@ -6,6 +6,7 @@ import pytest
 
 from cnn_research import training
 from experiments import command_line
+from experiments.arms import make_arms
 
 RECIPES = sorted((Path(__file__).parents[2] / "experiments" / "configs").glob("*.py"))
 
@@ -33,3 +34,14 @@ def test_both_lenets_train_by_the_same_recipe(path, model):
     config = command_line.load_config(f"{path}:{model}")
     assert config.model.name == model
     assert (config.loss.criterion == "map") == (model == "lenet5")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_named_sweeps(path):
+    """Each gives arms whose configs build."""
+    names = [
+        name.removeprefix("sweep_") for name in dir(command_line.load_recipe(str(path))) if name.startswith("sweep_")
+    ]
+    for name in names:
+        assert len(make_arms(str(path), name, {})) > 1
+    assert names or path.stem != "digits"

@@ -143,6 +143,12 @@ def test_evaluate_elsewhere_gives_the_same_numbers(finished):
     assert metrics["test/loss"] == pytest.approx(result["test/loss"], rel=1e-5)
 
 
+def test_workdir_that_cannot_be_made():
+    code, _, err = run("train", *FLAGS, "--workdir=/dev/null/run")
+    assert code == 2
+    assert err == "error: /dev/null/run: Not a directory\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

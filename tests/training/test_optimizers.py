@@ -272,7 +272,8 @@ def test_an_optimizer_that_is_none_is_refused(fields, message):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("weight_decay", -1e-4), ("clip_norm", -1.0), ("momentum", 1.0), ("beta2", 1.5), ("final", -0.1)]
+    ("field", "value"),
+    [("weight_decay", -1e-4), ("clip_norm", -1.0), ("momentum", 1.0), ("beta2", 1.5), ("final", -1.0)],
 )
 def test_numbers_out_of_range_are_named(field, value):
     config = options(**{field: value})

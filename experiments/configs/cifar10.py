@@ -10,12 +10,12 @@ from cnn_research import training
 
 def get_config(model: str = "lenet5_modern") -> ConfigDict:
     config = training.default_config(model, num_classes=10)
-    config.duration = "30ep"
+    config.duration = "20ep"
     config.log_every = 100
     config.data.update(name="cifar10", num_examples=50_000, channels=3)
     config.data.update(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
     config.augmentation.update(pad_crop=4, flip=True)
     if config.model.output == "rbf":
         config.loss.criterion = "map"
-    config.optimizer.update(name="adamw", learning_rate=0.01, weight_decay=0.01)
+    config.optimizer.update(name="adamw", learning_rate=0.003, weight_decay=0.01)
     return config

@@ -9,13 +9,19 @@ from cnn_research import training
 
 
 def sweep_since_1998():
-    """What changed between LeNet-5 as published and as it is built today, one change after the other."""
-    yield {"config": "lenet5"}
-    changes = {"model.output": "softmax", "loss.criterion": "cross_entropy"}
-    yield dict(changes)
-    for field, value in (("model.c3", "dense"), ("model.pool", "max"), ("model.activation", "relu")):
-        changes[field] = value
-        yield dict(changes)
+    """What changed between LeNet-5 as published and as it is built today, one change after the other; three seeds."""
+    network: dict[str, object] = {}
+    changes: tuple[dict[str, object], ...] = (
+        {},
+        {"model.output": "softmax", "loss.criterion": "cross_entropy"},
+        {"model.c3": "dense"},
+        {"model.pool": "max"},
+        {"model.activation": "relu"},
+    )
+    for change in changes:
+        network |= change
+        for seed in range(3):
+            yield {**network, "seed": seed}
 
 
 def get_config(model: str = "lenet5") -> ConfigDict:

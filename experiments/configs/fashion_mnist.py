@@ -1,6 +1,8 @@
 """Fashion-MNIST, 60,000 pieces of clothing, padded from 28x28 to 32x32.
 
 python -m experiments.train --config=experiments/configs/fashion_mnist.py:lenet5_modern --workdir=runs/fashion_lenet5
+
+20 epochs take about 5 minutes on 2 CPU cores. The test accuracy has not been measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -30,21 +30,22 @@ from cnn_research.errors import UserError, nearest
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import image_spec
 from cnn_research.training.parallel import make_parallel
+from cnn_research.training.writers import read_records
 from experiments import command_line
 
 _SUITE = flags.DEFINE_string("suite", "loop", "what to measure")
 _OUT = flags.DEFINE_string("out", "", "a file for the JSON object too")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "turns of each, after one that compiles", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each", lower_bound=1)
 _EXAMPLES = flags.DEFINE_integer("examples", 20_000, "pictures where MNIST or CIFAR-10 is absent", lower_bound=200)
 _MODELS = flags.DEFINE_list("models", [], "only the rows of these networks")
-_STEPS = flags.DEFINE_integer("steps", 300, "training steps a turn", lower_bound=20)
+_STEPS = flags.DEFINE_integer("steps", 900, "training steps a turn, of the quickest network", lower_bound=30)
 
 
 def suite_loop(rounds: int, steps: int, examples: int, models: Sequence[str]) -> list[dict[str, Any]]:
     """A whole run against its step alone, for LeNet on MNIST and a small ResNet on CIFAR-10's shapes."""
-    cases = {
+    cases: dict[str, tuple[str, dict[str, Any], int]] = {
         "lenet5_modern": ("mnist", dict(channels=1, resize="pad"), steps),
-        "resnet20_cifar": ("cifar10", dict(channels=3), max(20, steps // 10)),
+        "resnet20_cifar": ("cifar10", dict(channels=3), max(30, steps // 20)),
     }
     if unknown := set(models) - set(cases):
         raise UserError(f"--models: suite loop has no {min(unknown)!r}; {nearest(min(unknown), cases)}")
@@ -58,16 +59,19 @@ def _loop_row(model: str, dataset: str, data: dict[str, Any], steps: int, rounds
     except UserError:  # on a fresh machine pictures of the same size stand in
         dataset = f"shapes/32x32_train{examples}_test100_objects1-1"
     config.data.update(name=dataset, test="test", **data)
-    # As a long run has them: a line every 50 steps, a checkpoint an epoch of about 400.
-    config.update(duration=str(steps), log_every=max(2, min(50, steps // 4)), eval_every="1000ep")
-    config.checkpoint_every = str(min(400, steps // 2))
-    bare = _bare(config)
-    bare()
+    # The first third warms up: the step, the measures and the first checkpoint compile and import what they need.
+    third = steps // 3
+    config.update(
+        duration=str(3 * third), log_every=max(2, third // 3), eval_every="1000ep", checkpoint_every=str(third)
+    )
+    bare = _bare(config, third)
     bare_speeds, run_speeds = [], []
     for _ in range(rounds):
-        bare_speeds.append(bare())
-        with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stderr(io.StringIO()):
-            run_speeds.append(training.train(config, epath.Path(workdir) / "run")["images_per_second"])
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            bare_speeds.append(bare())
+            training.train(config, epath.Path(folder) / "run")
+            run_speeds.append(_speed(epath.Path(folder) / "run" / "metrics.jsonl", third, config.batch_size))
+            bare_speeds[-1] = statistics.mean([bare_speeds[-1], bare()])
     ratios = [run / alone for run, alone in zip(run_speeds, bare_speeds, strict=True)]
     return {
         "model": model,
@@ -80,7 +84,14 @@ def _loop_row(model: str, dataset: str, data: dict[str, Any], steps: int, rounds
     }
 
 
-def _bare(config: ConfigDict) -> Callable[[], float]:
+def _speed(metrics: epath.Path, begin: int, batch_size: int) -> float:
+    """Returns images/s of a run from the first record after step `begin` to the last one."""
+    records = [record for record in read_records(metrics) if "seconds" in record and record["step"] > begin]
+    first, last = records[0], records[-1]
+    return (last["step"] - first["step"]) * batch_size / (last["seconds"] - first["seconds"])
+
+
+def _bare(config: ConfigDict, steps: int) -> Callable[[], float]:
     """Returns a function that measures images/s of the compiled step on one batch that stays on the devices."""
     config = config.copy_and_resolve_references()
     source = open_split(config, config.data.train)
@@ -97,10 +108,10 @@ def _bare(config: ConfigDict) -> Callable[[], float]:
         state, _ = compiled(state, batch, {})
         jax.block_until_ready(state)
         began = time.perf_counter()
-        for _ in range(program.total_steps):
+        for _ in range(steps):
             state, metrics = compiled(state, batch, {})
         jax.block_until_ready((state, metrics))
-        return program.total_steps * config.batch_size / (time.perf_counter() - began)
+        return steps * config.batch_size / (time.perf_counter() - began)
 
     return measure
 

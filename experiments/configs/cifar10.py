@@ -1,6 +1,8 @@
 """CIFAR-10, 50,000 colour photographs, 32x32, with pad-and-crop and flip.
 
 python -m experiments.train --config=experiments/configs/cifar10.py:lenet5_modern --workdir=runs/cifar10_lenet5
+
+20 epochs take about 5 minutes on 2 CPU cores; the test accuracy is in the README.
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,19 @@
 """Handwritten digits, 8x8, the embedded set (scikit-learn's 1,797): the first run.
 
 python -m experiments.train --config=experiments/configs/digits.py:lenet5 --workdir=runs/digits_lenet5
+
+lenet5: 98.9 to 99.7% test accuracy (seeds 0 to 2) after 40 epochs with shifts by up to 2 pixels; 12 seconds on 2 CPU
+cores.
 """
+
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
 from cnn_research import training
 
 
-def sweep_since_1998():
+def sweep_since_1998() -> Iterator[dict[str, object]]:
     """What changed between LeNet-5 as published and as it is built today, one change after the other; three seeds."""
     network: dict[str, object] = {}
     changes: tuple[dict[str, object], ...] = (

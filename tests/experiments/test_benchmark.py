@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def test_loop(tmp_path):
     """Two turns of a few steps: the form of what it prints, not its figures."""
-    command = [sys.executable, "-m", "experiments.benchmark", "--suite=loop", "--rounds=1", "--steps=20"]
+    command = [sys.executable, "-m", "experiments.benchmark", "--suite=loop", "--rounds=1", "--steps=30"]
     environment = {key: value for key, value in os.environ.items() if key != "CNN_RESEARCH_DATA_DIRS"}
     ended = subprocess.run(
         [*command, "--examples=300", "--models=lenet5_modern", f"--out={tmp_path / 'loop.json'}"],

@@ -1,8 +1,7 @@
 """What the scripts share: flags in, one line and an exit code out.
 
 Exit codes: 0 done; 1 a bug, with its traceback; 2 the input was not right, one line `error: …`; 75 asked to stop by
-  SIGTERM and saved,
-try again; 130 the same by Ctrl-C.
+SIGTERM and saved, try again; 130 the same by Ctrl-C.
 """
 
 import importlib.util

@@ -60,9 +60,8 @@ def from_split(run: analysis.Run, split: str, count: int) -> Iterator[Example]:
 def main() -> None:
     """Predicts, draws and writes."""
     command_line.require("workdir", "out")
-    from cnn_research.analysis import (
-        figures,
-    )  # here: matplotlib takes half a second, and faults of the input come first
+    # Not at the top: matplotlib takes half a second, and faults of the flags come first.
+    from cnn_research.analysis import figures
 
     run = analysis.load_run(_WORKDIR.value, _STEP.value)
     if _IMAGES.value:

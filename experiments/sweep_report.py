@@ -10,11 +10,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from etils import epath
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from cnn_research.analysis.figures import DPI, INK, LINES
+from cnn_research.analysis.figures import DPI, LINES, dress_curves
 from cnn_research.errors import UserError, nearest
 from cnn_research.training.writers import write_text
 from experiments.arms import short_names
@@ -153,23 +151,9 @@ def draw_curves(groups: Sequence[Group], metric: str) -> Figure:
         label = f"{each.label}   {_plus_minus(each)}".replace("$", r"\$")  # regexes are no mathematics
         axes.plot(shared, means, color=color, linewidth=2, marker="o" if len(shared) <= 12 else "", markersize=4,
                   label=label, gid="mean")  # fmt: skip
-    _dress(axes, metric, settled)
-    return figure
-
-
-def _dress(axes: Axes, metric: str, settled: Sequence[float]) -> None:
     finite = [value for value in settled if math.isfinite(value)]
     if finite and max(finite) > min(finite):
         margin = 0.08 * (max(finite) - min(finite))
         axes.set_ylim(min(finite) - margin, max(finite) + margin)
-    axes.set_title(metric, loc="left", size=11, weight="bold", color=INK)
-    axes.set_xlabel("step", color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    if metric.endswith(("accuracy", "error")):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(color="#e4e8ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=8.5)
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    dress_curves(axes, metric, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure

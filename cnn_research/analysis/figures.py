@@ -117,7 +117,12 @@ def learning_curves(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -
                 label=split or key,
                 **style,
             )
-        _dress(axes, quantity, [value for points in lines.values() for _, value in points])
+        if quantity.endswith("loss") and all(value > 0 for points in lines.values() for _, value in points):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        dress_curves(axes, quantity)
     return figure
 
 
@@ -155,21 +160,22 @@ def _draw_bars(
     axes.set_axis_off()
 
 
-def _dress(axes: Axes, quantity: str, values: Sequence[float]) -> None:
-    """Names, scales and grid of a learning curve's panel."""
+def dress_curves(axes: Axes, quantity: str, **legend: Any) -> None:
+    """Gives a panel of curves over training's steps its title, scales, grid and legend.
+
+    Args:
+      axes: with the curves drawn and labelled.
+      quantity: what they show; accuracies and errors are in per cent.
+      **legend: further options of matplotlib's legend.
+    """
     axes.set_title(quantity.replace("_", " "), loc="left", size=11, weight="bold", color=INK)
     axes.set_xlabel("step", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    if quantity.endswith("loss") and min(values) > 0:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    elif quantity.endswith(("accuracy", "error")):
+    if quantity.endswith(("accuracy", "error")):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(color="#e4e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=8.5)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, **legend)

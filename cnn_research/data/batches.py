@@ -152,7 +152,7 @@ def stream(
     """Yields one process's block of the global batch of each step, read ahead by Grain.
 
     An element of the Grain pipeline is a whole batch: the position in the data is then the step, and a list of records
-      is read at once.
+    is read at once.
 
     Args:
       source: the split.

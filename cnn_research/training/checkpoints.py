@@ -1,9 +1,9 @@
 """Checkpoints: all of Orbax that the project uses.
 
 A checkpoint has up to three items, so that analysis reads no more than it needs: `variables`, their `average` where one
-  is kept, and
-`training` (the optimizer's state and the step, which is also the position in the data). Orbax writes them in the
-background under a name of its own and renames the directory when all is there: what carries a step's number is whole.
+is kept, and `training` (the optimizer's state and the step, which is also the position in the data). Orbax writes them
+in the background under a name of its own and renames the directory when all is there: what carries a step's number is
+whole.
 """
 
 import dataclasses
@@ -74,11 +74,7 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step with most of the metric; of equals the latest. None where no checkpoint has metrics."""
-        measured = (
-            [c for c in self._checkpointer.checkpoints if c.metrics and self._metric in c.metrics]
-            if self._checkpointer
-            else []
-        )
+        measured = [c for c in self._checkpointer.checkpoints if c.metrics and self._metric in c.metrics]
         return max(measured, key=lambda c: (c.metrics[self._metric], c.step)).step if measured else None
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:

@@ -54,7 +54,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Dev
     check_classes(train_source, config)
     program = make_program(config)
     parallel = make_parallel(config.parallel, devices)
-    parallel.block(config.batch_size)  # refuses a batch that does not divide, before anything is written
+    parallel.block(config.batch_size, config.accumulate)  # refuses what does not divide, before anything is written
     _check_directory(config, workdir)
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
@@ -178,11 +178,13 @@ class _Loop:
             self.progress.say(f"goes on from step {self.step} of {total}")
         evaluated: dict[str, float] = {}
         self.clock = time.perf_counter()
-        with stop_requests() as requests, contextlib.closing(self.progress), contextlib.closing(self.writer):
-            profiler = _Profiler(self.config.profile, self.workdir)
+        profiler = _Profiler(self.config.profile, self.workdir)
+        closing = contextlib.closing
+        with stop_requests() as requests, closing(self.progress), closing(self.writer), closing(profiler):
             for batch in self.feed(self.step, total):
-                with profiler.at(self.step):
-                    self.state, metrics = self.step_function(self.state, batch, self.feed.data)
+                profiler.before(self.step)
+                self.state, metrics = self.step_function(self.state, batch, self.feed.data)
+                profiler.after(self.step, metrics)
                 self.pending.append(metrics)
                 self.step += 1
                 stops = tuple(requests)  # asked once: a signal may come at any time
@@ -284,20 +286,23 @@ class _Profiler:
     """Traces the steps that `config.profile` names, into `<workdir>/profile`."""
 
     def __init__(self, steps: str, workdir: epath.Path):
-        self.start, self.stop = map(int, steps.split(":")) if steps else (-1, -1)
-        self.workdir = workdir
+        self.start, self.stop = map(int, steps.split(":")) if steps else (0, 0)
+        self.workdir, self.traces = workdir, False
 
-    @contextlib.contextmanager
-    def at(self, step: int):
-        """Starts before the first step and stops after the last."""
-        if step == self.start:
+    def before(self, step: int) -> None:
+        """Starts with the first of the steps, or in their middle where a run goes on there."""
+        if self.start <= step < self.stop and not self.traces:
             jax.profiler.start_trace(self.workdir / "profile")
-        with (
-            jax.profiler.StepTraceAnnotation("train", step_num=step)
-            if self.start <= step < self.stop
-            else contextlib.nullcontext()
-        ):
-            yield
-        if step == self.stop - 1:
-            jax.effects_barrier()
+            self.traces = True
+
+    def after(self, step: int, outputs: Any) -> None:
+        """Stops when the last of the steps has ended."""
+        if self.traces and step + 1 >= self.stop:
+            jax.block_until_ready(outputs)
+            self.close()
+
+    def close(self) -> None:
+        """Stops, if it traces."""
+        if self.traces:
             jax.profiler.stop_trace()
+            self.traces = False

@@ -39,17 +39,26 @@ class Jit:
         """Every device holds all of it."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def block(self, batch_size: int) -> slice:
+    def block(self, batch_size: int, accumulate: int = 1) -> slice:
         """Returns this process's part of the global batch.
 
+        Args:
+          batch_size: of the global batch.
+          accumulate: micro-batches that each device cuts its part into.
+
         Raises:
-          UserError: the batch does not divide among the devices.
+          UserError: the batch does not divide among the devices, or a device's part into micro-batches.
         """
         if batch_size % self.devices:
             below, above = batch_size // self.devices * self.devices, -(-batch_size // self.devices) * self.devices
             raise UserError(
                 f"batch_size={batch_size} does not divide among {self.devices} devices;"
                 f" {' or '.join(map(str, filter(None, (below, above))))} does"
+            )
+        if batch_size // self.devices % accumulate:
+            raise UserError(
+                f"batch_size={batch_size} is {batch_size // self.devices} for each of {self.devices} devices,"
+                f" which do not divide into accumulate={accumulate} micro-batches"
             )
         local = batch_size // jax.process_count()
         return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
@@ -75,7 +84,12 @@ class Jit:
 
     def compile(self, step: Callable) -> Callable:
         """Compiles `step(state, batch, data) -> (state, metrics)`; the old state's memory is reused."""
-        return jax.jit(step, donate_argnums=0, out_shardings=self.replicated)
+
+        def traced(*arguments: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # batch norm's groups are cut along it
+                return step(*arguments)
+
+        return jax.jit(traced, donate_argnums=0, out_shardings=self.replicated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,5 +146,5 @@ def make_parallel(kind: str, devices: Sequence[jax.Device] = ()) -> Jit:
       devices: of the mesh; all there are unless given. Replicas are on all.
     """
     devices = devices or jax.devices()
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    mesh = jax.make_mesh((len(devices),), (DEVICE_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     return Pmap(mesh) if kind == "pmap" else Jit(mesh)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -151,6 +152,19 @@ def test_best_checkpoint_is_kept(config, tmp_path):
     with Checkpoints(tmp_path, metric="test/accuracy", read_only=True) as checkpoints:
         assert checkpoints.steps == sorted({best, 12})
         assert checkpoints.best == best
+
+
+@pytest.mark.parametrize("profile", ["4:8", "10:99"])
+def test_profiled_steps_may_begin_or_end_outside_the_run(whole, config, tmp_path, profile):
+    """It goes on in the middle of them, or ends before their last."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    other = config.copy_and_resolve_references()
+    other.profile = profile
+    assert train(other, workdir)["step"] == 12
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
 
 
 class TestNotFinite:

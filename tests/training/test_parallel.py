@@ -62,6 +62,17 @@ def test_a_seed_gives_bit_equal_parameters(config, one_device):
     assert not jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
+def test_batch_statistics_of_groups_are_the_same_under_jit_and_pmap(config, one_device):
+    config = config.copy_and_resolve_references()
+    config.model.bn_group = 2
+    losses, state = train(config, "jit")
+    mapped_losses, mapped = train(config, "pmap")
+    np.testing.assert_allclose(losses, mapped_losses, atol=1e-5)
+    for ours, theirs in zip(*(jax.tree.leaves(each.batch_stats) for each in (state, mapped)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert np.abs(losses - one_device[0]).max() > 1e-3
+
+
 def test_dropout_draws_differ_between_replicas(digits_config):
     config = digits_config(dropout_rate=0.5)
     config.duration = str(STEPS)
@@ -75,7 +86,9 @@ def test_batch_that_does_not_divide():
         make_parallel("jit").block(12)
     with pytest.raises(UserError, match="8 devices; 8 does"):
         make_parallel("pmap").block(3)
-    assert make_parallel("jit").block(16) == slice(0, 16)
+    with pytest.raises(UserError, match="batch_size=16 is 2 for each of 8 devices, which do not divide into accumul"):
+        make_parallel("jit").block(16, accumulate=4)
+    assert make_parallel("jit").block(16, accumulate=2) == slice(0, 16)
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])

@@ -30,6 +30,7 @@ _RANGES = {
     "dropout_rate": ("at least 0 and less than 1", lambda value: 0 <= value < 1),
     "bn_momentum": ("at least 0 and less than 1", lambda value: 0 <= value < 1),
     "bn_epsilon": ("more than 0", lambda value: value > 0),
+    "bn_group": ("0, for all devices, or more", lambda value: value >= 0),
 }
 
 
@@ -86,4 +87,4 @@ def check_shared(module: nn.Module) -> None:
     if held.get("norm") == "none":
         check_unused(module, {"bn_epsilon"} & held.keys(), "with norm='none'")
     if held.get("norm", "batch") != "batch":
-        check_unused(module, {"bn_momentum"} & held.keys(), f"with norm={held['norm']!r}")
+        check_unused(module, sorted({"bn_momentum", "bn_group"} & held.keys()), f"with norm={held['norm']!r}")

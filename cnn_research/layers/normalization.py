@@ -6,37 +6,72 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.nn import initializers
+from jax.sharding import get_abstract_mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cnn_research.errors import UserError, nearest
 from cnn_research.layers.initializers import Initializer
 
-# The name of the axis of replicas under `jax.pmap`.
+# The name of the axis of replicas under `jax.pmap`, and of the mesh's under `jax.jit`.
 DEVICE_AXIS = "devices"
 
 NORMS = ("batch", "frozen", "group", "layer", "none")
 
 
-def _mean_over_devices(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the mean over `DEVICE_AXIS` where replicas are mapped; under `jit` the batch is whole already."""
+def _replicas() -> int:
+    """Returns the size of `DEVICE_AXIS` where replicas are mapped, and 0 elsewhere."""
     try:
-        lax.axis_size(DEVICE_AXIS)
+        return lax.axis_size(DEVICE_AXIS)
     except NameError:  # what an axis that nobody maps raises
-        return x
-    return lax.pmean(x, DEVICE_AXIS)
+        return 0
 
 
-def batch_statistics(x: Float[Array, "batch *space channels"]) -> Float[Array, "2 channels"]:
-    """Returns each channel's mean and variance over the batch of all devices and over space.
+def _check_group(group: int, devices: int) -> None:
+    if devices % group:
+        raise UserError(f"bn_group={group} does not divide the {devices} devices")
+
+
+def batch_statistics(x: Float[Array, "batch *space channels"], group: int = 0) -> Float[Array, "2 *groups channels"]:
+    """Returns each channel's mean and variance over space and over the batch of the devices that share statistics.
 
     Args:
       x: activations.
+      group: how many devices share statistics; 0: all.
+
+    Returns:
+      Mean and variance. Under `jit`, where the batch is that of all devices, those of several groups are to be
+      broadcast over the batch: their shape is (2, batch, 1, …, channels).
+
+    Raises:
+      UserError: the devices do not divide into such groups.
     """
-    axes = tuple(range(x.ndim - 1))
+    replicas, devices = _replicas(), get_abstract_mesh().shape.get(DEVICE_AXIS, 1)
+    axes, index_groups = tuple(range(x.ndim - 1)), None
+    grouped = x
+    if replicas and 0 < group < replicas:
+        _check_group(group, replicas)
+        index_groups = [list(range(first, first + group)) for first in range(0, replicas, group)]
+    if not replicas and 0 < group < devices:
+        _check_group(group, devices)
+        # A device's part of the batch is one block of it.
+        grouped, axes = x.reshape(devices // group, -1, *x.shape[1:]), tuple(range(1, x.ndim))
     # One pass over the activations and one message between devices: Var x = E x² − (E x)².
-    mean, mean_square = _mean_over_devices(jnp.stack([x.mean(axes), jnp.square(x).mean(axes)]))
-    return jnp.stack([mean, jnp.maximum(mean_square - jnp.square(mean), 0)])
+    statistics = jnp.stack([grouped.mean(axes), jnp.square(grouped).mean(axes)])
+    if replicas:
+        statistics = lax.pmean(statistics, DEVICE_AXIS, axis_index_groups=index_groups)
+    mean, mean_square = statistics
+    statistics = jnp.stack([mean, jnp.maximum(mean_square - jnp.square(mean), 0)])
+    if grouped is x:
+        return statistics
+    statistics = jnp.repeat(statistics, len(x) // statistics.shape[1], axis=1)
+    return statistics.reshape(2, len(x), *(1 for _ in x.shape[1:-1]), x.shape[-1])
+
+
+def _running(statistics: Float[Array, "2 *groups channels"]) -> Float[Array, "2 channels"]:
+    """Returns the mean of the groups' statistics: what all devices keep."""
+    statistics = statistics.mean(tuple(range(1, statistics.ndim - 1)))
+    return lax.pmean(statistics, DEVICE_AXIS) if _replicas() else statistics
 
 
 def group_count(channels: int) -> int:
@@ -72,6 +107,8 @@ class Norm(nn.Module):
       momentum: share of the running statistics that each step keeps (Flax's convention: 0.9 where PyTorch says 0.1).
         The running variance is the biased one, as in Flax.
       epsilon: added to the variance.
+      group: how many devices share the statistics of `batch`, so that these are over a batch of bounded size; 0: all.
+        The running statistics are the mean over the groups.
       scale_init: initializer of the scale, where it is a parameter.
       dtype: of the output.
       param_dtype: of scale and bias.
@@ -80,6 +117,7 @@ class Norm(nn.Module):
     kind: str = "batch"
     momentum: float = 0.9
     epsilon: float = 1e-5
+    group: int = 0
     scale_init: Initializer = initializers.ones
     dtype: DTypeLike = "float32"
     param_dtype: DTypeLike = "float32"
@@ -109,10 +147,11 @@ class Norm(nn.Module):
             running_var = self.variable("batch_stats", "var", jnp.ones, shape, wide.dtype)
             mean, var = running_mean.value, running_var.value
             if train and self.kind == "batch":
-                mean, var = batch_statistics(wide)
+                mean, var = statistics = batch_statistics(wide, self.group)
                 if not self.is_initializing():
-                    running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                    running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+                    new_mean, new_var = _running(statistics) if self.group else statistics
+                    running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * new_mean
+                    running_var.value = self.momentum * running_var.value + (1 - self.momentum) * new_var
 
         if self.kind == "frozen":
             scale = self.variable("batch_stats", "scale", jnp.ones, shape, self.param_dtype).value

@@ -114,6 +114,7 @@ class LeNet(nn.Module):
       kernel_init: initializer of the weights.
       bn_momentum: share of the running statistics that a step keeps, with batch norm.
       bn_epsilon: added to the norm's variance.
+      bn_group: how many devices share the statistics of batch norm; 0: all.
       dtype: of the computation; logits are in float32 at least.
       param_dtype: of the parameters.
     """
@@ -131,6 +132,7 @@ class LeNet(nn.Module):
     kernel_init: str = "lecun1998"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
+    bn_group: int = 0
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -170,7 +172,7 @@ class LeNet(nn.Module):
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         weights: dict[str, Any] = {"kernel_init": initializer(self.kernel_init), **dtypes}
         convolution: dict[str, Any] = {"kernel_size": 5, "use_bias": self.norm == "none", **weights}
-        norm = partial(Norm, self.norm, self.bn_momentum, self.bn_epsilon, **dtypes)
+        norm = partial(Norm, self.norm, self.bn_momentum, self.bn_epsilon, self.bn_group, **dtypes)
         c1, c3, c5, f6 = (max(1, round(self.width * features)) for features in (6, 16, 120, 84))
 
         def activate(x: Array, layer: str) -> Array:

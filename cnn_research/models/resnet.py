@@ -218,6 +218,7 @@ class ResNet(nn.Module):
       dropout_rate: share of the head's inputs that training drops.
       bn_momentum: share of the running statistics that a step keeps, with batch norm.
       bn_epsilon: added to the norms' variance.
+      bn_group: how many devices share the statistics of batch norm; 0: all.
       dtype: of the computation; logits are in float32 at least.
       param_dtype: of the parameters.
     """
@@ -245,6 +246,7 @@ class ResNet(nn.Module):
     dropout_rate: float = 0.0
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
+    bn_group: int = 0
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -299,7 +301,7 @@ class ResNet(nn.Module):
             kernel_init=initializers.variance_scaling(2.0, "fan_out", "normal"),
             **dtypes,
         )
-        norm = partial(Norm, self.norm, self.bn_momentum, self.bn_epsilon, **dtypes)
+        norm = partial(Norm, self.norm, self.bn_momentum, self.bn_epsilon, self.bn_group, **dtypes)
         shared = ("shortcut", *SHORTCUT_FIELDS, "zero_init_last_norm", "activation")
         block = partial(
             Block,

@@ -159,6 +159,39 @@ def test_statistics_are_those_of_the_global_batch_under_jit_and_pmap():
     assert_close(x_gradients.reshape(x.shape) / 8, x_gradient)
 
 
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_a_group_of_devices_shares_statistics(group):
+    """Under `jit` and `pmap` each group normalizes as a batch of its own; all keep the mean of the groups'."""
+    x, params = activations(batch=16), affine()
+    module = Norm("batch", group=group)
+    variables = {"params": params, "batch_stats": {"mean": jnp.zeros(6), "var": jnp.ones(6)}}
+
+    def normalize(x):
+        return module.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    alone = [normalize(part) for part in jnp.split(x, 8 // group)]
+    expected = jnp.concatenate([y for y, _ in alone])
+    stats = jax.tree.map(lambda *parts: jnp.stack(parts).mean(0), *(moved["batch_stats"] for _, moved in alone))
+
+    mesh = jax.make_mesh((8,), (DEVICE_AXIS,), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        y, moved = jax.jit(normalize)(jax.device_put(x, NamedSharding(mesh, PartitionSpec(DEVICE_AXIS))))
+    assert_close((y, moved["batch_stats"]), (expected, stats))
+
+    y, moved = jax.pmap(normalize, axis_name=DEVICE_AXIS)(x.reshape(8, 2, *x.shape[1:]))
+    assert_close(y.reshape(x.shape), expected)
+    for device in (0, 7):
+        assert_close(jax.tree.map(lambda a, device=device: a[device], moved["batch_stats"]), stats)
+
+
+def test_a_group_must_divide_the_devices():
+    x, module = activations(batch=16), Norm("batch", group=3)
+    variables = module.init(jax.random.key(0), x, train=False)
+    mesh = jax.make_mesh((8,), (DEVICE_AXIS,), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh), pytest.raises(UserError, match="bn_group=3 does not divide the 8 devices"):
+        module.apply(variables, x, train=True, mutable=["batch_stats"])
+
+
 def test_an_axis_of_another_name_does_not_synchronize():
     x = activations(batch=16).reshape(8, 2, 4, 5, 6)
     module = Norm("batch")

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from cnn_research import models
+from cnn_research.layers import DEVICE_AXIS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +23,14 @@ class Case:
     shape: Callable[[dict[str, Any]], tuple[int, ...]]  # of the images, by the fields
 
 
+# Among one device `bn_group` would do nothing.
+TWO_DEVICES = AbstractMesh((2,), (DEVICE_AXIS,), (AxisType.Auto,))
+
 # What the shared fields are turned to.
 SHARED = {
     "activation": "elu",
     "bn_epsilon": 0.1,
+    "bn_group": 1,
     "bn_momentum": 0.5,
     "dropout_rate": 0.5,
     "dtype": "bfloat16",
@@ -40,6 +46,7 @@ SHARED = {
 NEEDS = {
     "block": {"stride_in": "3x3"},
     "bn_epsilon": {"norm": "batch"},
+    "bn_group": {"norm": "batch"},
     "bn_momentum": {"norm": "batch"},
     "gate_bias": {"shortcut": "shortcut_gating"},
     "residual_scale": {"shortcut": "constant"},
@@ -124,10 +131,11 @@ def changed(name, fields, others):
     shapes, other_shapes = (jax.eval_shape(init, key) for _, _, init in pairs)
     if shapes != other_shapes:
         return True
-    outputs = [
-        module.apply(filled(shapes), images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
-        for module, images, _ in pairs
-    ]
+    with jax.sharding.use_abstract_mesh(TWO_DEVICES):
+        outputs = [
+            module.apply(filled(shapes), images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+            for module, images, _ in pairs
+        ]
     return not equal(*outputs) or not equal(*(init(key) for _, _, init in pairs))
 
 

@@ -1,12 +1,17 @@
 """Convolution as networks use the word: cross-correlation, summed over channels."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+import jax
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 from cnn_research.errors import UserError
-from cnn_research.ops.geometry import Padding, explicit_padding, output_size, pair
+from cnn_research.ops.geometry import Padding, Pair, explicit_padding, output_size, pair
 from cnn_research.ops.padding import pad
 
 
@@ -47,6 +52,18 @@ def convolve(
         raise UserError(f"the kernel takes {kernel.shape[2] * groups} channels; the images have {channels}")
     if padding_mode != "zeros":
         x, widths = pad(x, ((0, 0), *widths, (0, 0)), padding_mode), ((0, 0), (0, 0))
+    return _convolve(x, kernel, strides, widths, dilation, groups)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
+def _convolve(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    strides: Pair,
+    widths: tuple[Pair, Pair],
+    dilation: Pair,
+    groups: int,
+) -> Float[Array, "batch out_height out_width features"]:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -56,3 +73,31 @@ def convolve(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+@partial(_convolve.defjvp, symbolic_zeros=True)
+def _convolve_jvp(
+    strides: Pair, widths: tuple[Pair, Pair], dilation: Pair, groups: int, primals: Any, tangents: Any
+) -> tuple[Array, Array | SymbolicZero]:
+    """The product rule, but the derivative by the kernel takes its images from memory."""
+    (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+    convolve = partial(_convolve, strides=strides, widths=widths, dilation=dilation, groups=groups)
+    y = convolve(x, kernel)
+    parts = []
+    if not isinstance(x_tangent, SymbolicZero):
+        parts.append(convolve(x_tangent, kernel))
+    if not isinstance(kernel_tangent, SymbolicZero):
+        parts.append(convolve(lax.platform_dependent(x, cpu=_stored, default=lambda x: x), kernel_tangent))
+    return y, sum(parts[1:], *parts[:1]) if parts else SymbolicZero.from_primal_value(y)
+
+
+def _stored(x: Array) -> Array:
+    """Returns its input, past which XLA fuses nothing.
+
+    On a CPU the gradient of the kernel wants the images with the batch innermost. XLA fuses this transposition with the
+    layers that made the images, norm and activation, and computes them once more in an order that misses the cache at
+    each value. From memory, a training step of ResNet-20 is 1.4 times as fast (batch 128, two cores, jaxlib 0.10.2).
+    An optimization barrier does not do: XLA's CPU compiler drops it before it fuses.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(lambda x: x + 0)(x)

@@ -2,12 +2,14 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 
 from cnn_research.errors import UserError
 from cnn_research.ops.convolution import convolve
@@ -90,3 +92,28 @@ def test_every_padding_mode_differs_from_every_other():
     # At width 1 the symmetric mirror is the border extension.
     same = {a + b for a, b in itertools.combinations(NUMPYS, 2) if jnp.allclose(outputs[a], outputs[b])}
     assert same == {"edgesymmetric"}
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.data())
+def test_derivatives_of_first_and_second_order(data):
+    """Forward and reverse, against finite differences, with respect to both or to one argument alone."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 100)))
+    x = jnp.asarray(rng.normal(size=(2, 5, 4, 2)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(2, 3, 1, 2)), jnp.float32)
+    strides, padding = data.draw(pairs), data.draw(st.integers(0, 2))
+
+    def function(x, kernel):
+        return jnp.sin(convolve(jnp.asarray(x), jnp.asarray(kernel), strides, padding, groups=2))
+
+    check_grads(function, (x, kernel), 2, rtol=0.03, atol=0.03)
+    check_grads(lambda x: function(x, kernel), (x,), 1, rtol=0.03, atol=0.03)
+    check_grads(lambda kernel: function(x, kernel), (kernel,), 1, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize(("platform", "stored"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_images_are_stored_for_the_kernels_gradient_on_cpu_alone(platform, stored):
+    """Elsewhere XLA may fuse as it likes."""
+    gradient = jax.jit(jax.grad(lambda kernel: convolve(jnp.ones((1, 4, 4, 1)), kernel).sum()))
+    lowered = gradient.trace(jnp.ones((3, 3, 1, 1))).lower(lowering_platforms=(platform,))
+    assert ("inlineable" in lowered.as_text()) == stored

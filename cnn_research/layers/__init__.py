@@ -4,8 +4,11 @@ from cnn_research.layers.activations import ACTIVATIONS, Activation, activation
 from cnn_research.layers.convolution import Conv, PartialConv
 from cnn_research.layers.fields import check_choice, check_shared, check_unused
 from cnn_research.layers.initializers import INITIALIZERS, initializer
+from cnn_research.layers.local import DenseConv, LocalConv
+from cnn_research.layers.mlpconv import MlpConv
 from cnn_research.layers.normalization import DEVICE_AXIS, NORMS, Norm
-from cnn_research.layers.pooling import POOLS, Pool, TrainablePool
+from cnn_research.layers.pooling import POOLS, AdaptiveAvgPool, Pool, TrainablePool
+from cnn_research.layers.response import LocalResponseNorm
 
 __all__ = [
     "ACTIVATIONS",
@@ -14,7 +17,12 @@ __all__ = [
     "NORMS",
     "POOLS",
     "Activation",
+    "AdaptiveAvgPool",
     "Conv",
+    "DenseConv",
+    "LocalConv",
+    "LocalResponseNorm",
+    "MlpConv",
     "Norm",
     "PartialConv",
     "Pool",

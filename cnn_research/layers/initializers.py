@@ -36,6 +36,8 @@ INITIALIZERS: dict[str, Initializer] = {
     "lecun1998": lecun1998,
     "lecun_normal": initializers.lecun_normal(),
     "lecun_uniform": initializers.lecun_uniform(),
+    "normal_0.01": initializers.normal(0.01),  # AlexNet's, whatever the size of the kernel
+    "normal_0.05": initializers.normal(0.05),  # Network in Network's
 }
 
 

@@ -2,7 +2,10 @@
 
 import math
 
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax import lax
 from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -23,12 +26,14 @@ class Pool(nn.Module):
       window: size, one number or (height, width).
       strides: step, one number or (vertical, horizontal).
       padding: `same`, `valid`, one width for every border, or ((top, bottom), (left, right)).
+      count_include_pad: whether padding counts as zeros in a mean.
     """
 
     kind: str
     window: int | tuple[int, int]
     strides: int | tuple[int, int]
     padding: Padding = 0
+    count_include_pad: bool = True
 
     def __call__(
         self, x: Float[Array, "batch height width channels"]
@@ -43,7 +48,8 @@ class Pool(nn.Module):
         """
         if self.kind not in POOLS:
             raise UserError(f"pool {self.kind!r} is not known; {nearest(self.kind, POOLS)}")
-        return POOLS[self.kind](x, self.window, self.strides, self.padding)
+        mean = {"count_include_pad": self.count_include_pad} if self.kind == "avg" else {}
+        return POOLS[self.kind](x, self.window, self.strides, self.padding, **mean)
 
 
 class TrainablePool(nn.Module):
@@ -80,3 +86,36 @@ class TrainablePool(nn.Module):
         bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
         total = math.prod(window) * avg_pool(x.astype(self.dtype), window, self.strides)
         return total * scale.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class AdaptiveAvgPool(nn.Module):
+    """Means of as many windows as it takes to give maps of one size, whatever the size of the images: PyTorch's.
+
+    The windows part the image as evenly as whole pixels allow; they overlap where the sizes do not divide.
+
+    Attributes:
+      size: height and width of what it gives.
+    """
+
+    size: int
+
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch size size channels"]:
+        """Pools images.
+
+        Args:
+          x: images.
+        """
+        if x.shape[1:3] == (self.size, self.size):
+            return x
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+        def shares(extent: int) -> Float[Array, "size extent"]:
+            first = np.arange(self.size) * extent // self.size
+            last = -(-np.arange(1, self.size + 1) * extent // self.size)
+            pixels = np.arange(extent)
+            inside = (first[:, None] <= pixels) & (pixels < last[:, None])
+            return jnp.asarray(inside / inside.sum(1, keepdims=True), wide.dtype)
+
+        vertical, horizontal = map(shares, x.shape[1:3])
+        y = jnp.einsum("ih,bhwc,jw->bijc", vertical, wide, horizontal, precision=lax.Precision.HIGHEST)
+        return y.astype(x.dtype)

@@ -11,18 +11,32 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError, nearest
-from cnn_research.models import resnet
+from cnn_research.models import alexnet, inception, nin, resnet, vgg
 from cnn_research.models.lenet import LeNet
+from cnn_research.models.mlp import MLP
 
 MODELS: dict[str, partial[Any]] = {
     "lenet5": partial(LeNet),
     "lenet5_modern": partial(
         LeNet, activation="relu", pool="max", c3="dense", output="softmax", kernel_init="he_normal"
     ),
+    "mlp": partial(MLP),
+    **{name: partial(alexnet.AlexNet, **fields) for name, fields in alexnet.VARIANTS.items()},
+    **{name: partial(vgg.VGG, **fields) for name, fields in vgg.VARIANTS.items()},
+    **{name: partial(nin.NIN, **fields) for name, fields in nin.VARIANTS.items()},
+    **{name: partial(inception.GoogLeNet, **fields) for name, fields in inception.VARIANTS.items()},
     **{name: partial(resnet.ResNet, **fields) for name, fields in resnet.VARIANTS.items()},
 }
 
-__all__ = ["MODELS", "config", "create", "names"]
+# Height, width and channels of the papers' images, where they are not 224x224x3.
+INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
+    **dict.fromkeys(("alexnet", "alexnet_ungrouped"), (227, 227, 3)),
+    **dict.fromkeys(("lenet5", "lenet5_modern"), (32, 32, 1)),
+    "mlp": (28, 28, 1),
+    **{name: (32, 32, 3) for name in MODELS if name.endswith("_cifar")},
+}
+
+__all__ = ["MODELS", "config", "create", "input_shape", "names"]
 
 
 def names() -> list[str]:
@@ -104,3 +118,17 @@ def config(name: str, **fields: Any) -> ConfigDict:
             )
     create(name, **values)
     return ConfigDict({"name": name, **values})
+
+
+def input_shape(name: str) -> tuple[int, int, int]:
+    """Returns height, width and channels of the images that a network was made for.
+
+    Args:
+      name: one of `names()`.
+
+    Raises:
+      UserError: the name is not known.
+    """
+    if name not in MODELS:
+        raise UserError(f"model {name!r} is not known; {nearest(name, MODELS)}")
+    return INPUT_SHAPES.get(name, (224, 224, 3))

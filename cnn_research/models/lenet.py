@@ -16,6 +16,8 @@ from cnn_research.errors import UserError
 from cnn_research.layers import (
     Activation,
     Conv,
+    DenseConv,
+    LocalConv,
     Norm,
     PartialConv,
     Pool,
@@ -35,6 +37,9 @@ C3_TABLE = (
     "..XXX..XXXX.XX.X",
     "...XXX..XXXX.XXX",
 )
+
+# The paper's first two ideas, local perception and shared weights: both, the first alone, neither.
+SHARING: dict[str, Callable[..., nn.Module]] = {"convolution": Conv, "local": LocalConv, "dense": DenseConv}
 
 # Figure 3: the digits 0 to 9 of a 7x12 bitmap font, as the transcription shared by public code has them.
 DIGITS = """
@@ -105,6 +110,9 @@ class LeNet(nn.Module):
       activation: follows every layer with weights but the last, and trainable subsampling too.
       pool: `trainable` subsampling (the sum of four, times a weight, plus a bias, squashed), or avg or max.
       c3: `partial` connections from S2 to C3 (table I) or `dense` ones.
+      sharing: what C1, C3 and C5 are: a `convolution`; `local` windows, each with kernels and biases of its own; or
+        `dense`, every unit with a weight for every input value. C5 sees all of its input at one position: the three
+        are the same there.
       output: `rbf`, fixed radial basis functions whose logits are minus the squared distances, or `softmax`, a layer
         of weights.
       norm: follows C1, C3 and C5 in place of their biases.
@@ -124,6 +132,7 @@ class LeNet(nn.Module):
     activation: str | Callable[[Array], Array] = "scaled_tanh"
     pool: str = "trainable"
     c3: str = "partial"
+    sharing: str = "convolution"
     output: str = "rbf"
     norm: str = "none"
     padding: int = 0
@@ -141,13 +150,18 @@ class LeNet(nn.Module):
         check_shared(self)
         check_choice("pool", self.pool, ("avg", "max", "trainable"))
         check_choice("c3", self.c3, ("dense", "partial"))
+        check_choice("sharing", self.sharing, SHARING)
         check_choice("output", self.output, ("rbf", "softmax"))
         if self.output == "rbf" and self.num_classes > 10:
             raise UserError(f"output='rbf' knows 10 digits, not {self.num_classes} classes; use output='softmax'")
+        if self.c3 == "partial" and self.sharing != "convolution":
+            raise UserError(f"c3='partial' needs sharing='convolution', not {self.sharing!r}; use c3='dense' with it")
         if self.padding < 0:
             raise UserError(f"padding={self.padding} is out of range; it must be 0 or more")
         if self.padding == 0:
             check_unused(self, ["padding_mode"], "with padding=0")
+        if self.sharing == "dense":
+            check_unused(self, ["padding_mode"], "with sharing='dense'")
         super().__post_init__()
 
     @nn.compact
@@ -172,6 +186,8 @@ class LeNet(nn.Module):
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         weights: dict[str, Any] = {"kernel_init": initializer(self.kernel_init), **dtypes}
         convolution: dict[str, Any] = {"kernel_size": 5, "use_bias": self.norm == "none", **weights}
+        conv = partial(SHARING[self.sharing], **convolution)
+        border: dict[str, Any] = {} if self.sharing == "dense" else {"padding_mode": self.padding_mode}
         norm = partial(Norm, self.norm, self.bn_momentum, self.bn_epsilon, self.bn_group, **dtypes)
         c1, c3, c5, f6 = (max(1, round(self.width * features)) for features in (6, 16, 120, 84))
 
@@ -183,16 +199,16 @@ class LeNet(nn.Module):
                 return activate(TrainablePool(2, 2, **weights, name=layer)(x), layer)
             return Pool(self.pool, window=2, strides=2, name=layer)(x)
 
-        x = Conv(c1, padding=self.padding, padding_mode=self.padding_mode, **convolution, name="C1")(images)
+        x = conv(c1, padding=self.padding, **border, name="C1")(images)
         x = activate(norm(name="C1_norm")(x, train), "C1")
         x = subsample(x, "S2")
         if self.c3 == "partial":
             x = PartialConv(c3_inputs(c1, c3), **convolution, name="C3")(x)
         else:
-            x = Conv(c3, **convolution, name="C3")(x)
+            x = conv(c3, name="C3")(x)
         x = activate(norm(name="C3_norm")(x, train), "C3")
         x = subsample(x, "S4")
-        x = Conv(c5, **convolution, name="C5")(x)
+        x = conv(c5, name="C5")(x)
         x = activate(norm(name="C5_norm")(x, train), "C5")
         x = x.reshape(len(x), -1)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)

@@ -78,17 +78,16 @@ def _convolve(
 @partial(_convolve.defjvp, symbolic_zeros=True)
 def _convolve_jvp(
     strides: Pair, widths: tuple[Pair, Pair], dilation: Pair, groups: int, primals: Any, tangents: Any
-) -> tuple[Array, Array | SymbolicZero]:
+) -> tuple[Array, Array]:
     """The product rule, but the derivative by the kernel takes its images from memory."""
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
     convolve = partial(_convolve, strides=strides, widths=widths, dilation=dilation, groups=groups)
-    y = convolve(x, kernel)
-    parts = []
+    parts = []  # one at least, or JAX would not differentiate
     if not isinstance(x_tangent, SymbolicZero):
         parts.append(convolve(x_tangent, kernel))
     if not isinstance(kernel_tangent, SymbolicZero):
         parts.append(convolve(lax.platform_dependent(x, cpu=_stored, default=lambda x: x), kernel_tangent))
-    return y, sum(parts[1:], *parts[:1]) if parts else SymbolicZero.from_primal_value(y)
+    return convolve(x, kernel), sum(parts[1:], parts[0])
 
 
 def _stored(x: Array) -> Array:

@@ -1,6 +1,7 @@
 """Windows that slide over an image: their padding and the size of what they give, O = ⌊(I − K + P) / S⌋ + 1."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from cnn_research.errors import UserError, nearest
 
@@ -87,3 +88,56 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int | Pair = 0
             f"the input must be at least {extent - before - after}"
         )
     return (padded - extent) // stride + 1
+
+
+def ceil_padding(size: int, kernel: int, stride: int) -> Pair:
+    """Returns the padding with which the last window may hang over the end, as in Caffe's pooling: ⌈(I − K) / S⌉ + 1.
+
+    A window that would see padding alone is left out; where there is none at all, so is the padding.
+
+    >>> ceil_padding(112, 3, stride=2)  # the first pooling of GoogLeNet, which gives 56
+    (0, 1)
+
+    Args:
+      size: values along the axis.
+      kernel: size of the window.
+      stride: step of the window.
+    """
+    windows = min(-(-(size - kernel) // stride) + 1, -(-size // stride))
+    return 0, max(0, (windows - 1) * stride + kernel - size) if windows > 0 else 0
+
+
+def receptive_field(windows: Iterable[Sequence[int]]) -> Pair:
+    """Returns how many pixels a unit sees along one axis through a chain of windows, and how far its neighbour's lie.
+
+    Pixels beyond the border count: the numbers do not depend on the size of the image, nor on the padding.
+
+    >>> receptive_field(2 * [(3, 1), (3, 1), (2, 2)] + 3 * [(3, 1), (3, 1), (3, 1), (2, 2)])  # VGG-16 at pool5
+    (212, 32)
+
+    Args:
+      windows: (kernel, stride) or (kernel, stride, dilation) of each, from the image on.
+    """
+    size = jump = 1
+    for kernel, stride, *dilation in windows:
+        size += math.prod(dilation) * (kernel - 1) * jump
+        jump *= stride
+    return size, jump
+
+
+def multiply_accumulates(kernel_shape: Sequence[int], positions: Sequence[int] = ()) -> int:
+    """Returns how many multiply-adds it takes to apply weights: each is used once at each position.
+
+    That is the papers' convention for convolutions and fully connected layers: one multiply-add is 1 (and 2 FLOPs),
+    biases are not counted, and taps that fall on padding are counted as any other.
+
+    >>> multiply_accumulates((3, 3, 64, 128), (112, 112))  # VGG-16, conv2_1
+    924844032
+    >>> multiply_accumulates((4096, 1000))  # its last layer
+    4096000
+
+    Args:
+      kernel_shape: of the weights: (height, width, channels per group, features) of a convolution.
+      positions: height and width of the output of a layer that shares its weights; none of one that does not.
+    """
+    return math.prod(kernel_shape) * math.prod(positions)

@@ -56,6 +56,9 @@ class Classification:
         With `label_other` and `label_weight` (mixup, cutmix) in the batch the target of an example is
         label_weight of `label` and the rest of `label_other`, in the loss and in the accuracy.
 
+        Auxiliary classifiers, which leave {name: {"logits": …, "weight": …}} in the collection `auxiliary` in training,
+        have the same targets; each adds its loss times its weight.
+
         Args:
           model: maps images to logits.
           variables: `params` and, where the model has them, `batch_stats`.
@@ -64,17 +67,16 @@ class Classification:
           train: whether the model runs in its training mode.
 
         Returns:
-          {"loss": (sum, weight)}, and aux: the new `batch_stats`, and `metrics` with the accuracy as (sum, weight).
+          {"loss": (sum, weight)}, or with auxiliary classifiers a term `main` and one by the name of each; and aux: the
+          new `batch_stats`, and `metrics` with the accuracy as (sum, weight).
         """
         if train:
             logits, updated = model.apply(
-                variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
+                variables, batch["image"], train=True, mutable=["auxiliary", "batch_stats"], rngs={"dropout": rng}
             )
         else:
             logits, updated = model.apply(variables, batch["image"], train=False), variables
         mask, label = jnp.asarray(batch["example_mask"]), jnp.asarray(batch["label"])
-        # Before the criterion, not only after it: the gradient of a NaN is NaN even where it is not selected.
-        logits = jnp.where(mask[:, None], jnp.asarray(logits, jnp.float32), 0)
         targets: list[tuple[Array, Array | float]] = [(label, 1.0)]
         if "label_other" in batch:
             share = jnp.asarray(batch["label_weight"])
@@ -83,11 +85,18 @@ class Classification:
         def total(of_label: Callable[[Array], Array]) -> Array:
             return jnp.where(mask, sum(share * of_label(label) for label, share in targets), 0).sum()
 
+        def loss(logits: Array) -> Array:
+            # Before the criterion, not only after it: the gradient of a NaN is NaN even where it is not selected.
+            logits = jnp.where(mask[:, None], jnp.asarray(logits, jnp.float32), 0)
+            return total(lambda label: self._losses(logits, label, self.label_smoothing))
+
         weight = mask.sum(dtype=jnp.float32)
-        loss = total(lambda label: self._losses(logits, label, self.label_smoothing))
+        heads = updated.get("auxiliary", {})
+        terms = {"main" if heads else "loss": (loss(logits), weight)}
+        terms |= {name: (head["weight"] * loss(head["logits"]), weight) for name, head in heads.items()}
         correct = total(lambda label: top_k_correct(logits, label, k=1))
         aux = {"batch_stats": updated.get("batch_stats", {}), "metrics": {"accuracy": (correct, weight)}}
-        return {"loss": (loss, weight)}, aux
+        return terms, aux
 
     def predict(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Classifies images.

@@ -16,6 +16,8 @@ VARIANCES = {
     "lecun1998": 2.4**2 / 3 / 225,
     "lecun_normal": 1,
     "lecun_uniform": 1,
+    "normal_0.01": 0.01**2 * 225,
+    "normal_0.05": 0.05**2 * 225,
 }
 
 

@@ -1,29 +1,55 @@
-"""The exact number of trainable parameters of every network, at the input size of its paper."""
+"""The exact parameters and multiply-adds of every network, and what every layer gives, at its paper's input size."""
+
+import importlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from cnn_research import models
+from cnn_research.analysis import tabulate
 
-# Name: (images, parameters).
+MODULE = importlib.import_module("cnn_research.analysis.tabulate")  # the package's attribute is the function
+
+# Name: (trainable parameters, multiply-adds of convolutions and fully connected layers for one image).
 COUNTS = {
-    "lenet5": ((1, 32, 32, 1), 60_000),
-    "lenet5_modern": ((1, 32, 32, 1), 61_706),
-    "resnet18": ((1, 224, 224, 3), 11_689_512),
-    "resnet34": ((1, 224, 224, 3), 21_797_672),
-    "resnet50": ((1, 224, 224, 3), 25_557_032),
-    "resnet101": ((1, 224, 224, 3), 44_549_160),
-    "resnet152": ((1, 224, 224, 3), 60_192_808),
-    "resnet20_cifar": ((1, 32, 32, 3), 269_722),
-    "resnet32_cifar": ((1, 32, 32, 3), 464_154),
-    "resnet44_cifar": ((1, 32, 32, 3), 658_586),
-    "resnet56_cifar": ((1, 32, 32, 3), 853_018),
-    "resnet110_cifar": ((1, 32, 32, 3), 1_727_962),
-    "resnet164_cifar": ((1, 32, 32, 3), 1_703_258),
-    "resnet1001_cifar": ((1, 32, 32, 3), 10_327_706),
-    "resnet1202_cifar": ((1, 32, 32, 3), 19_421_274),
+    "alexnet": (60_965_224, 724_406_816),
+    "alexnet_ungrouped": (62_378_344, 1_135_256_096),
+    "alexnet_owt": (61_100_840, 714_188_480),
+    "googlenet": (6_998_552, 1_582_671_872),
+    "googlenet_bn": (6_624_904, 1_498_376_192),
+    "googlenet_cifar": (5_871_914, 1_447_241_728),
+    "lenet5": (60_000, 325_680),
+    "lenet5_modern": (61_706, 416_520),
+    "mlp": (266_610, 266_200),
+    "nin_cifar": (966_986, 222_486_528),
+    "nin_imagenet": (7_595_176, 1_100_188_800),
+    "resnet18": (11_689_512, 1_814_073_344),
+    "resnet34": (21_797_672, 3_663_761_408),
+    "resnet50": (25_557_032, 4_089_184_256),
+    "resnet101": (44_549_160, 7_801_405_440),
+    "resnet152": (60_192_808, 11_513_626_624),
+    "resnet20_cifar": (269_722, 40_551_040),
+    "resnet32_cifar": (464_154, 68_862_592),
+    "resnet44_cifar": (658_586, 97_174_144),
+    "resnet56_cifar": (853_018, 125_485_696),
+    "resnet110_cifar": (1_727_962, 252_887_680),
+    "resnet164_cifar": (1_703_258, 244_500_992),
+    "resnet1001_cifar": (10_327_706, 1_487_849_984),
+    "resnet1202_cifar": (19_421_274, 2_829_238_912),
+    "vgg11": (132_863_336, 7_609_090_048),
+    "vgg11_lrn": (132_863_336, 7_609_090_048),
+    "vgg13": (133_047_848, 11_308_466_176),
+    "vgg16_1x1": (133_638_952, 11_770_888_192),
+    "vgg16": (138_357_544, 15_470_264_320),
+    "vgg19": (143_667_240, 19_632_062_464),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_receptive_fields(monkeypatch):
+    """Saves the time that they take; tests/analysis has them."""
+    monkeypatch.setattr(MODULE, "views", lambda *_: {})
 
 
 def test_every_network_has_its_count():
@@ -31,8 +57,45 @@ def test_every_network_has_its_count():
 
 
 @pytest.mark.parametrize("name", sorted(COUNTS))
-def test_count(name):
-    shape, expected = COUNTS[name]
-    module = models.create(name)
+def test_count_and_sizes(name):
+    table = tabulate(models.create(name), models.input_shape(name))
+    assert (table.params, table.macs) == COUNTS[name]
+    windows = [row for row in table.rows if row.kernel]
+    assert windows or name == "mlp"
+    for row in windows:
+        for axis in (0, 1):
+            # O = (I - K + 2P) / S + 1, with the kernel as wide as its dilation makes it and 2P both ends' padding.
+            extent = row.dilation[axis] * (row.kernel[axis] - 1) + 1
+            size = (row.input_shape[axis] - extent + sum(row.padding[axis])) // row.stride[axis] + 1
+            assert row.output_shape[axis] == size, row.name
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "billions"),
+    [
+        # He et al. 2015, table 1, where a bottleneck's first 1x1 convolution has the stride; figure 3 for VGG-19.
+        ("resnet18", {}, 1.8),
+        ("resnet34", {"shortcut": "A"}, 3.6),
+        ("resnet50", {"stride_in": "1x1"}, 3.8),
+        ("vgg19", {}, 19.6),
+        ("googlenet", {}, 1.5),  # Szegedy et al. 2014, section 1: it was made to take no more than this
+    ],
+)
+def test_as_the_papers_round_them(name, fields, billions):
+    macs = tabulate(models.create(name, **fields), models.input_shape(name)).macs
+    assert macs / 1e9 == pytest.approx(billions, abs=0.1)
+
+
+def test_a_residual_network_by_hand():
+    """ResNet-20 of section 4.2: 6n + 2 layers, n = 3, their maps of 32, 16 and 8 pixels with 16, 32 and 64 channels."""
+    stem, head = 9 * 3 * 16 * 32**2, 64 * 10
+    first = 6 * 9 * 16 * 16 * 32**2
+    others = [9 * features * (features // 2 + 5 * features) * size**2 for features, size in ((32, 16), (64, 8))]
+    assert stem + first + sum(others) + head == COUNTS["resnet20_cifar"][1]
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet", "lenet5", "resnet20_cifar", "vgg16"])
+def test_a_tables_parameters_are_those_of_the_variables(name):
+    module, shape = models.create(name), (1, *models.input_shape(name))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(shape), train=False))
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name][0]

@@ -193,6 +193,12 @@ def test_width_multiplies_the_maps():
         ({"padding": -1}, "padding=-1 is out of range"),
         ({"pool": "trainabel"}, "did you mean 'trainable'"),
         ({"c3": "sparse"}, "c3='sparse' is not known"),
+        ({"sharing": "locale", "c3": "dense"}, "did you mean 'local'"),
+        ({"sharing": "local"}, "c3='partial' needs sharing='convolution', not 'local'; use c3='dense'"),
+        (
+            {"sharing": "dense", "c3": "dense", "padding": 2, "padding_mode": "edge"},
+            "padding_mode='edge' does nothing with sharing='dense'",
+        ),
         ({"output": "sotfmax"}, "did you mean 'softmax'"),
         ({"norm": "bacth"}, "did you mean 'batch'"),
         ({"bn_momentum": 0.5}, "does nothing with norm='none'"),
@@ -201,6 +207,62 @@ def test_width_multiplies_the_maps():
 def test_fields_that_do_not_go_together_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         models.create("lenet5", **fields)
+
+
+def test_what_sharing_and_local_perception_save():
+    """C1 sees one map of 32x32 in windows of 5x5 at 28x28 places; C3 six of 14x14, at 10x10 places; C5 16 of 5x5."""
+    expected = {
+        "convolution": {"C1": 156, "C3": 2_416, "C5": 48_120},
+        "local": {"C1": 28 * 28 * 6 * (25 + 1), "C3": 10 * 10 * 16 * (6 * 25 + 1), "C5": 48_120},
+        "dense": {"C1": 1024 * 4704 + 4704, "C3": 14 * 14 * 6 * 1600 + 1600, "C5": 48_120},
+    }
+    totals = {"convolution": 61_706, "local": 423_038, "dense": 6_763_934}
+    for sharing, layer_counts in expected.items():
+        module = models.create("lenet5_modern", sharing=sharing)
+        params = jax.eval_shape(lambda module=module: module.init(jax.random.key(0), images(), train=False))["params"]
+        counts = {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in params.items()}
+        assert {name: counts[name] for name in layer_counts} == layer_counts
+        assert sum(counts.values()) == totals[sharing]
+
+
+def toeplitz(kernel, size, padding):
+    """Returns the doubly block Toeplitz matrix of a convolution: an entry depends on differences of places alone."""
+    extent, _, channels, features = kernel.shape
+    places = size - extent + 1 + 2 * padding
+    matrix = np.zeros((size, size, channels, places, places, features), np.float32)
+    for row, column, out_row, out_column in np.ndindex(size, size, places, places):
+        down, right = row - out_row + padding, column - out_column + padding
+        if 0 <= down < extent and 0 <= right < extent:
+            matrix[row, column, :, out_row, out_column] = kernel[down, right]
+    return matrix.reshape(size * size * channels, -1)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """LeNet with convolutions on images of 28x28: its variables, with biases, and its logits."""
+    module, x = models.create("lenet5_modern", padding=2), images(28)
+    variables = jax.tree.map(lambda leaf: leaf + 0.01, init(module, x))
+    return variables["params"], logits_of(module, variables, x)
+
+
+def test_local_with_tied_weights_is_the_convolution(shared):
+    params, expected = shared
+    tied = dict(params)
+    for layer, places in (("C1", 28), ("C3", 10), ("C5", 1)):
+        tied[layer] = {name: jnp.tile(leaf, (places, places, *[1] * leaf.ndim)) for name, leaf in params[layer].items()}
+    module = models.create("lenet5_modern", padding=2, sharing="local")
+    np.testing.assert_allclose(logits_of(module, {"params": tied}, images(28)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dense_with_the_toeplitz_matrix_is_the_convolution(shared):
+    params, expected = shared
+    matrices = dict(params)
+    for layer, size, padding in (("C1", 28, 2), ("C3", 14, 0), ("C5", 5, 0)):
+        kernel = toeplitz(np.asarray(params[layer]["kernel"]), size, padding)
+        biases = jnp.tile(params[layer]["bias"], kernel.shape[1] // len(params[layer]["bias"]))
+        matrices[layer] = {"kernel": jnp.asarray(kernel), "bias": biases}
+    module = models.create("lenet5_modern", padding=2, sharing="dense")
+    np.testing.assert_allclose(logits_of(module, {"params": matrices}, images(28)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_images_of_another_size_are_refused():
@@ -219,8 +281,17 @@ def step(module, variables, x, key):
     return jax.value_and_grad(loss)(variables["params"])
 
 
-@pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])
-@pytest.mark.parametrize("fields", [{}, {"norm": "batch", "dropout_rate": 0.2, "dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *(
+            (name, fields)
+            for name in ("lenet5", "lenet5_modern")
+            for fields in ({}, {"norm": "batch", "dropout_rate": 0.2, "dtype": "bfloat16"})
+        ),
+        *(("lenet5_modern", {"sharing": sharing, "activation": "tanh"}) for sharing in ("local", "dense")),
+    ],
+)
 def test_gradients_reach_every_parameter_and_are_finite(name, fields):
     module = models.create(name, **fields)
     x = images(batch=8)

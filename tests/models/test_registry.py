@@ -99,3 +99,13 @@ def test_a_configuration_refuses_what_create_refuses():
 def test_a_configuration_holds_no_functions():
     with pytest.raises(UserError, match="activation is a function"):
         models.config("stages", activation=jnp.sin)
+
+
+def test_the_images_that_networks_were_made_for():
+    shapes = {name: models.input_shape(name) for name in models.names()}
+    assert shapes["vgg16"] == shapes["alexnet_owt"] == (224, 224, 3)
+    assert shapes["alexnet"] == (227, 227, 3)
+    assert shapes["resnet20_cifar"] == shapes["nin_cifar"] == (32, 32, 3)
+    assert shapes["lenet5"] == (32, 32, 1)
+    with pytest.raises(UserError, match="model 'vgg17' is not known; did you mean 'vgg1"):
+        models.input_shape("vgg17")

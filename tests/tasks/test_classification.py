@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from cnn_research.data.augmentation import Augmentation
 from cnn_research.errors import UserError
 from cnn_research.metrics.classification import calibration_bins, calibration_error
 from cnn_research.tasks.classification import Classification
+from cnn_research.training.state import create_state
+from cnn_research.training.step import Preprocessing, make_train_step
 
 KEY = jax.random.key(0)
 NAN = float("nan")
@@ -48,6 +51,31 @@ class Linear(nn.Module):
             x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x)
+
+
+class Halfway(nn.Module):
+    """A classifier, and auxiliary ones, which leave what they say where training finds it."""
+
+    weights: tuple[float, ...]
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(4, name="hidden")(images.reshape(len(images), -1))
+        for index, weight in enumerate(self.weights, start=1):
+            if train or self.is_initializing():
+                Auxiliary(weight, name=f"auxiliary_{index}")(x)
+        return nn.Dense(3, name="head")(jnp.tanh(x))
+
+
+class Auxiliary(nn.Module):
+    weight: float
+
+    @nn.compact
+    def __call__(self, x):
+        logits = nn.Dense(3, name="head")(x)
+        if not self.is_initializing():
+            for name, value in (("logits", logits), ("weight", self.weight)):
+                self.sow("auxiliary", name, value, reduce_fn=lambda _, last: last, init_fn=lambda: None)
 
 
 def make_batch(logits, labels):
@@ -135,6 +163,72 @@ def test_mixed_targets_weigh_both_labels():
     assert terms["loss"][0] == pytest.approx(float(first + second), rel=1e-5)
     assert terms["loss"][1] == 2
     assert aux["metrics"]["accuracy"][0] == pytest.approx(0.3 + 0.1)
+
+
+def test_auxiliary_classifiers_add_their_weighted_losses_in_training():
+    task, model = Classification(label_smoothing=0.1), Halfway((0.3, 2.0))
+    batch = random_batch(6, 3) | {"example_mask": jnp.array([1, 1, 0, 1, 1, 0], bool)}
+    batch |= {"label_other": jnp.array([2, 0, 1, 1, 0, 2]), "label_weight": jnp.linspace(0, 1, 6)}
+    variables = init(model, batch)
+    terms, aux = compute_loss(task, model, variables, batch, KEY, True)
+
+    params = variables["params"]
+    hidden = batch["image"] @ params["hidden"]["kernel"] + params["hidden"]["bias"]
+    heads = {name: params[name]["head"] for name in ("auxiliary_1", "auxiliary_2")}
+    logits = {name: hidden @ head["kernel"] + head["bias"] for name, head in heads.items()}
+    logits["main"] = jnp.tanh(hidden) @ params["head"]["kernel"] + params["head"]["bias"]
+    expected = {name: loss_of(task, batch | {"image": each}) for name, each in logits.items()}
+    factors = {"main": 1, "auxiliary_1": 0.3, "auxiliary_2": 2}
+    assert terms.keys() == factors.keys()
+    for name, (total, weight) in terms.items():
+        assert float(total) == pytest.approx(factors[name] * float(expected[name]), rel=1e-5)
+        assert weight == 4
+    assert aux["metrics"].keys() == {"accuracy"}
+    assert aux["batch_stats"] == {}
+
+    terms, _ = compute_loss(task, model, variables, batch, KEY, False)
+    assert terms.keys() == {"loss"}
+    assert terms["loss"][0] == pytest.approx(float(expected["main"]), rel=1e-5)
+
+
+def test_a_weight_of_zero_gives_an_auxiliary_classifier_no_gradient():
+    task, batch = Classification(), random_batch(6, 3)
+    variables = init(Halfway((0.0, 1.0)), batch)
+
+    @partial(jax.jit, static_argnums=0)
+    def gradients(model):
+        def objective(params):
+            terms, _ = task.loss(model, {"params": params}, batch, KEY, train=True)
+            return sum(total for total, _ in terms.values())
+
+        return jax.grad(objective)(variables["params"])
+
+    mute, loud = gradients(Halfway((0.0, 1.0))), gradients(Halfway((1.0, 1.0)))
+    assert not any(jax.tree.leaves(jax.tree.map(jnp.any, mute["auxiliary_1"])))
+    assert all(jax.tree.leaves(jax.tree.map(jnp.any, (mute["auxiliary_2"], loud))))
+    alone = gradients(Halfway((0.0, 0.0)))["hidden"]["kernel"]
+    first, second = (gradients(Halfway(weights))["hidden"]["kernel"] for weights in ((1.0, 0.0), (0.0, 1.0)))
+    both = loud["hidden"]["kernel"]
+    np.testing.assert_allclose(both, first + second - alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_reports_the_total_and_its_parts_however_the_batch_is_cut():
+    model, batch, optimizer = Halfway((0.3, 0.3)), random_batch(8, 3), optax.sgd(0.1)
+    images = np.random.default_rng(1).integers(0, 256, (8, 2, 2, 1), np.uint8)
+    batch |= {"image": jnp.asarray(images), "example_mask": jnp.array([1, 0, 1, 1, 1, 1, 0, 0], bool)}
+    variables = init(model, batch | {"image": jnp.zeros((8, 2, 2, 1))})
+    preprocessing = Preprocessing(Augmentation(), (0.5,), (0.25,))
+    results = []
+    for accumulate in (1, 2):
+        step = make_train_step(
+            model, Classification(), optimizer, optax.constant_schedule(0.1), preprocessing, accumulate=accumulate
+        )
+        state, metrics = jax.jit(step)(create_state(variables, optimizer, seed=0), batch)
+        results.append((state.params, metrics))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
+    parts = [metrics[name] for name in ("main", "auxiliary_1", "auxiliary_2")]
+    assert metrics["loss"] == pytest.approx(float(sum(parts)), rel=1e-5)
+    assert all(part > 0 for part in parts)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -8,8 +8,9 @@ depends neither on how the batch is cut over devices nor on which other operatio
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,11 @@ class Augmentation:
 
     Attributes:
       random_resized_crop: the smallest and the largest part of the image's area that a random window has, which is then
-        resized to the image's size (Szegedy et al. 2014, arXiv:1409.4842: 0.08,1.0); 1.0,1.0 is off.
+        resized to `data.crop_size`, or to the image's size where that is () (Szegedy et al. 2014, arXiv:1409.4842:
+        0.08,1.0); 1.0,1.0 is off.
       aspect_ratio: the smallest and the largest width over height of that window, log-uniform.
-      pad_crop: pixels of padding on each side; a random window of the image's size is then cropped (He et al. 2015,
-        arXiv:1512.03385: 4 for CIFAR); 0 is off.
+      pad_crop: pixels of padding on each side; a random window is then cropped, likewise of `data.crop_size` or of the
+        image's size (He et al. 2015, arXiv:1512.03385: 4 for CIFAR); 0 is off.
       pad_mode: what is padded: `zeros`, which means `fill`, or `reflect`.
       flip: mirrors half of the images left to right (Krizhevsky et al. 2012).
       brightness: the factor is drawn from 1 ± this, never below 0; 0 is off.
@@ -90,7 +92,10 @@ class Augmentation:
 
 
 class Draw(enum.IntEnum):
-    """What each operation, by its field's name, folds into an example's key: another number would change every run."""
+    """What each operation, by its field's name, folds into an example's key: another number would change every run.
+
+    CROP is that of `data.crop_size`, where no other operation crops.
+    """
 
     RANDOM_RESIZED_CROP = 0
     PAD_CROP = 1
@@ -103,6 +108,11 @@ class Draw(enum.IntEnum):
     MIXUP = 8
     CUTMIX = 9
     MIXUP_OR_CUTMIX = 10
+    CROP = 11
+
+
+MOVING = (Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP, Draw.FLIP)
+FIELDS_OF_DATA = {Draw.CROP: "data.crop_size"}
 
 
 def augment(
@@ -111,6 +121,7 @@ def augment(
     batch: Mapping[str, Shaped[Array, "batch ..."]],
     positions: Int[Array, "batch"],
     axis_name: str | None = None,
+    crop_size: tuple[int, ...] = (),
 ) -> dict[str, Shaped[Array, "batch ..."]]:
     """Augments a batch; mixup and cutmix take from example i - 1 of the global batch.
 
@@ -122,6 +133,7 @@ def augment(
       positions: of the examples in the global batch, contiguous and ascending.
       axis_name: of the devices that hold the global batch in order, under `pmap`; under `jit` the batch is the
         global one.
+      crop_size: height and width of the images afterwards; () leaves them.
 
     Returns:
       The batch with the images changed. Where mixup or cutmix is on, also `label_other` and `label_weight`, which is
@@ -130,14 +142,14 @@ def augment(
     Raises:
       UserError: the batch holds targets that an operation would have to move or mix too, or lacks labels to mix.
     """
-    operations = _operations(config)
+    operations = _operations(config, crop_size)
     mixes = config.mixup > 0 or config.cutmix > 0
     if not operations and not mixes:
         return dict(batch)
-    _check(config, batch)
+    _check(config, operations, batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, positions)
 
-    def augment_image(key: Key[Array, ""], image: Image) -> Image:
+    def augment_image(key: Key[Array, ""], image: Image) -> crops.Window:
         for draw, operation in operations.items():
             image = operation(jax.random.fold_in(key, draw), image)
         return image
@@ -149,6 +161,24 @@ def augment(
     image, label, other_is_real = (mixing.previous(x, axis_name) for x in (batch["image"], batch["label"], real))
     mixed, weight = jax.vmap(partial(_mix, config))(keys, batch["image"], image, real & other_is_real)
     return batch | {"image": mixed, "label_other": label, "label_weight": weight}
+
+
+def crop_center(
+    batch: Mapping[str, Shaped[Array, "batch ..."]], crop_size: tuple[int, ...]
+) -> dict[str, Shaped[Array, "batch ..."]]:
+    """Keeps the middle of the images where training takes random windows.
+
+    Args:
+      batch: with `image`.
+      crop_size: height and width of the images afterwards; () leaves them.
+
+    Raises:
+      UserError: the batch holds targets that would have to be cropped too.
+    """
+    if not crop_size:
+        return dict(batch)
+    _check_targets([FIELDS_OF_DATA[Draw.CROP]], batch)
+    return dict(batch) | {"image": crops.center_crop(batch["image"], crop_size)}
 
 
 def normalize(
@@ -174,19 +204,17 @@ def normalize(
     return (images - jnp.array(mean, images.dtype)) / jnp.array(std, images.dtype)
 
 
-def _operations(config: Augmentation) -> dict[Draw, Callable[[Key[Array, ""], Image], Image]]:
+def _operations(
+    config: Augmentation, crop_size: tuple[int, ...]
+) -> dict[Draw, Callable[[Key[Array, ""], Image], crops.Window]]:
     """Returns those operations on single images that are on, in order."""
+    resizes = config.random_resized_crop != (1.0, 1.0)
+    resized: dict[str, Any] = dict(area=config.random_resized_crop, aspect_ratio=config.aspect_ratio, size=crop_size)
+    padded: dict[str, Any] = dict(padding=config.pad_crop, mode=config.pad_mode, fill=config.fill, size=crop_size)
     table = (
-        (
-            Draw.RANDOM_RESIZED_CROP,
-            config.random_resized_crop != (1.0, 1.0),
-            partial(crops.random_resized_crop, area=config.random_resized_crop, aspect_ratio=config.aspect_ratio),
-        ),
-        (
-            Draw.PAD_CROP,
-            config.pad_crop,
-            partial(crops.pad_crop, padding=config.pad_crop, mode=config.pad_mode, fill=config.fill),
-        ),
+        (Draw.RANDOM_RESIZED_CROP, resizes, partial(crops.random_resized_crop, **resized)),
+        (Draw.PAD_CROP, config.pad_crop, partial(crops.pad_crop, **padded)),
+        (Draw.CROP, crop_size and not resizes and not config.pad_crop, partial(crops.random_crop, size=crop_size)),
         (Draw.FLIP, config.flip, crops.flip),
         (Draw.BRIGHTNESS, config.brightness, partial(_jitter, color.adjust_brightness, config.brightness)),
         (Draw.CONTRAST, config.contrast, partial(_jitter, color.adjust_contrast, config.contrast)),
@@ -225,19 +253,23 @@ def _numbers(field: str, values: tuple[float, ...] | list[float]) -> tuple[float
         raise UserError(f"augmentation.{field}={values!r} must be numbers with commas between them") from None
 
 
-def _check(config: Augmentation, batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
+def _check(config: Augmentation, operations: Iterable[Draw], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
     """Raises `UserError` where the images would no longer fit their targets, or `fill` does not fit the images."""
     channels = batch["image"].shape[-1]
     if len(config.fill) not in (1, channels):
         raise UserError(
             f"augmentation.fill={config.fill} does not fit {channels} channels; give one value, or one a channel"
         )
-    operations = _operations(config)
-    moving = [draw for draw in (Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.FLIP) if draw in operations]
+    moving = [draw for draw in MOVING if draw in operations]
     mixed = [draw for draw, alpha in ((Draw.MIXUP, config.mixup), (Draw.CUTMIX, config.cutmix)) if alpha]
-    spatial = sorted(key for key in batch if key in SPATIAL_TARGETS or key.startswith("objects/"))
-    if spatial and (moving or mixed):
-        name = (moving + mixed)[0].name.lower()
-        raise UserError(f"augmentation.{name} changes the image but not yet its {spatial[0]}; turn it off")
+    names = [FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}") for draw in moving + mixed]
+    _check_targets(names, batch)
     if mixed and "label" not in batch:
         raise UserError(f"augmentation.{mixed[0].name.lower()} mixes labels, and this data has none; turn it off")
+
+
+def _check_targets(fields: Sequence[str], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
+    """Raises `UserError` where what `fields` turn on would have to move a target too."""
+    spatial = sorted(key for key in batch if key in SPATIAL_TARGETS or key.startswith("objects/"))
+    if spatial and fields:
+        raise UserError(f"{fields[0]} changes the image but not yet its {spatial[0]}; turn it off")

@@ -60,6 +60,7 @@ def default_config(model: str, task: str = "classification", **model_fields: Any
                 num_examples=0,  # of the training split, where the data is absent (plan, tabulate)
                 class_names=(),  # read from the data set
                 image_size=(32, 32),  # height, width
+                crop_size=(),  # of the window that the network sees: random in training, else the middle; (): all
                 channels=3,
                 resize="stretch",  # stretch | pad | crop
                 mean=(0.5,),  # of pixels in 0..1; one for all channels or one for each
@@ -115,6 +116,12 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into accumulate={config.accumulate} micro-batches"
         )
+    size, crop = config.data.image_size, crop_size(config.data)
+    if crop and (len(crop) != 2 or not all(1 <= part <= whole for part, whole in zip(crop, size, strict=False))):
+        raise UserError(
+            f"data.crop_size={crop} is no window of data.image_size={tuple(size)};"
+            " give a height and a width up to that, or () for all of it"
+        )
     if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):
         raise UserError(f"profile={config.profile!r}: give the first step and the one after the last, such as 100:110")
     for field in ("mean", "std"):
@@ -124,6 +131,16 @@ def validate(config: ConfigDict) -> None:
             )
     if min(config.data.std) <= 0:
         raise UserError(f"data.std={config.data.std} must be above 0")
+
+
+def crop_size(data: ConfigDict) -> tuple[int, ...]:
+    """Returns `config.data.crop_size`; runs that are older than the field see all of their images."""
+    return tuple(data.get("crop_size", ()))
+
+
+def input_shape(data: ConfigDict) -> tuple[int, int, int]:
+    """Returns height, width and channels of the network's input, as `config.data` says."""
+    return (*(crop_size(data) or data.image_size), data.channels)
 
 
 def to_json(config: ConfigDict) -> str:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cnn_research import models, tasks
 from cnn_research.data.augmentation import Augmentation
 from cnn_research.errors import UserError
-from cnn_research.training.config import PRECISION, validate
+from cnn_research.training.config import PRECISION, crop_size, input_shape, validate
 from cnn_research.training.durations import parse_steps
 from cnn_research.training.optimizers import make_optimizer, make_schedule, matches
 from cnn_research.training.state import TrainState, create_state, init_variables
@@ -47,7 +47,7 @@ class Program:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the network's input."""
-        return (*self.config.data.image_size, self.config.data.channels)
+        return input_shape(self.config.data)
 
     def steps(self, field: str) -> int:
         """Returns a duration of the config, such as `eval_every`, in steps: at least 1."""
@@ -110,7 +110,7 @@ def make_program(config: ConfigDict) -> Program:
         config=config,
         model=models.create(**{**config.model.to_dict(), "dtype": compute_dtype(config)}),
         task=tasks.create(config.task, **config.loss.to_dict()),
-        preprocessing=Preprocessing(augmentation, tuple(data.mean), tuple(data.std)),
+        preprocessing=Preprocessing(augmentation, tuple(data.mean), tuple(data.std), crop_size(data)),
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule),
         total_steps=total_steps,

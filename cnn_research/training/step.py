@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Int, Key
 
-from cnn_research.data.augmentation import Augmentation, augment, normalize
+from cnn_research.data.augmentation import Augmentation, augment, crop_center, normalize
 from cnn_research.tasks import Task
 from cnn_research.training.state import TrainState, as_variables
 
@@ -27,23 +27,26 @@ class Preprocessing:
       augmentation: of training's batches.
       mean: of pixels in 0..1, one for all channels or one for each.
       std: likewise.
+      crop_size: height and width of the window that the network sees, random in training and the middle otherwise; ()
+        is all of the image.
     """
 
     augmentation: Augmentation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_size: tuple[int, ...] = ()
 
     def train(self, batch: Batch, rng: Key[Array, ""], axis_name: str | None = None) -> Batch:
-        """Augments and normalises a batch; each example draws by its position in the global batch."""
+        """Crops, augments and normalises a batch; each example draws by its position in the global batch."""
         positions = jnp.arange(batch["image"].shape[0])
         if axis_name:
             positions = positions + jax.lax.axis_index(axis_name) * positions.size
-        batch = augment(self.augmentation, rng, _as_float(batch), positions, axis_name)
+        batch = augment(self.augmentation, rng, _as_float(batch), positions, axis_name, self.crop_size)
         return self._normalize(batch)
 
     def test(self, batch: Batch) -> Batch:
-        """Normalises a batch."""
-        return self._normalize(_as_float(batch))
+        """Crops and normalises a batch."""
+        return self._normalize(_as_float(crop_center(batch, self.crop_size)))
 
     def _normalize(self, batch: Batch) -> Batch:
         return {**batch, "image": normalize(batch["image"], self.mean, self.std)}

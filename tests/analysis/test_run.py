@@ -55,6 +55,26 @@ def test_predict_takes_images_of_any_size_and_number(trained, run):
     np.testing.assert_allclose(one, predictions["probabilities"][:1], rtol=1e-4, atol=1e-6)
 
 
+def test_a_network_that_sees_a_window_of_its_images(digits_config, tmp_path):
+    config = digits_config()
+    config.data.update(image_size=(37, 36), crop_size=(32, 32))
+    config.data.train = "train[:100]"
+    result = training.train(config, tmp_path, jax.devices()[:1])
+    run = analysis.load_run(tmp_path)
+    assert run.program.image_shape == (32, 32, 1)
+    stored, seen = run.batch(3), run.batch(3, augmented=True)
+    assert stored["image"].shape == (32, 37, 36, 1)
+    windows = np.lib.stride_tricks.sliding_window_view((stored["image"] / 255 - 0.3) / 0.38, (32, 32), axis=(1, 2))
+    is_window = np.isclose(windows[:, :, :, 0], seen["image"][:, None, None, ..., 0], atol=1e-5).all((3, 4))
+    assert is_window.any((1, 2)).all()
+    assert not is_window[:, 2, 2].all()
+    whole = np.random.default_rng(0).integers(0, 256, (5, 37, 36, 1), dtype=np.uint8)
+    middle = (whole[:, 2:34, 2:34].astype(np.float32) / 255 - 0.3) / 0.38
+    expected = run.model.apply(run.variables, jax.numpy.asarray(middle), train=False)
+    np.testing.assert_allclose(run.predict(whole)["logits"], expected, rtol=1e-4, atol=1e-5)
+    assert run.evaluate()["accuracy"] == result["test/accuracy"]
+
+
 def test_batch_is_the_one_that_training_saw(run):
     stored = run.batch(7)
     assert stored["image"].dtype == np.uint8

@@ -10,7 +10,7 @@ import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matplotlib.colors import rgb_to_hsv
 
-from cnn_research.data.augmentation import Augmentation, Draw, augment, normalize
+from cnn_research.data.augmentation import Augmentation, Draw, augment, crop_center, normalize
 from cnn_research.errors import UserError
 
 BATCH = 16
@@ -45,12 +45,17 @@ def make_batch(channels=3, **others):
 
 
 # Small programs that run once: the compiler's effort would be most of these tests' time.
-augment_jitted = jax.jit(augment, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+augment_jitted = jax.jit(
+    augment,
+    static_argnums=0,
+    static_argnames="crop_size",
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 
 
-def run(config, batch=None, rng=0, positions=POSITIONS):
+def run(config, batch=None, rng=0, positions=POSITIONS, **options):
     batch = jax.tree.map(jnp.asarray, make_batch() if batch is None else batch)
-    return jax.tree.map(np.asarray, augment_jitted(config, jax.random.key(rng), batch, positions))
+    return jax.tree.map(np.asarray, augment_jitted(config, jax.random.key(rng), batch, positions, **options))
 
 
 def test_off_is_free():
@@ -63,7 +68,7 @@ def test_off_is_free():
 def test_every_field_does_something():
     fields = {field.name for field in dataclasses.fields(Augmentation)}
     assert fields == ON.keys() | OTHERS.keys()
-    assert {draw.name.lower() for draw in Draw} == ON.keys() | {"mixup_or_cutmix"}
+    assert {draw.name.lower() for draw in Draw} == ON.keys() | {"mixup_or_cutmix", "crop"}
     batch = make_batch()
     for field, value in ON.items():
         changed = (run(Augmentation(**{field: value}))["image"] != batch["image"]).any(axis=(1, 2, 3))
@@ -82,20 +87,23 @@ def test_keys_that_nothing_changes_pass_through():
     assert augmented["image"].dtype == augmented["label_weight"].dtype == np.float32
 
 
-def test_any_cut_over_devices_gives_the_same():
+@pytest.mark.parametrize(
+    ("config", "crop_size"), [(EVERYTHING, ()), (Augmentation(flip=True, cutmix=1.0), (7, 6))], ids=["whole", "cropped"]
+)
+def test_any_cut_over_devices_gives_the_same(config, crop_size):
     batch, rng = make_batch(), jax.random.key(7)
-    expected = run(EVERYTHING, batch, rng=7)
+    expected = run(config, batch, rng=7, crop_size=crop_size)
 
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put((batch, POSITIONS), NamedSharding(mesh, PartitionSpec("devices")))
-    compiled = augment_jitted.lower(EVERYTHING, rng, *sharded).compile()
+    compiled = augment_jitted.lower(config, rng, *sharded, crop_size=crop_size).compile()
     jitted = compiled(rng, *sharded)
     assert "all-gather" not in compiled.as_text()
 
     def split(x):
         return x.reshape(8, -1, *x.shape[1:])
 
-    mapped = jax.pmap(lambda *args: augment(EVERYTHING, rng, *args, axis_name="replicas"), axis_name="replicas")(
+    mapped = jax.pmap(lambda *args: augment(config, rng, *args, "replicas", crop_size), axis_name="replicas")(
         jax.tree.map(split, batch), split(POSITIONS)
     )
     mapped = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mapped)
@@ -126,6 +134,47 @@ def test_one_operation_leaves_anothers_draws_alone(field):
     bare = (run(Augmentation(cutout=5))["image"] == 0).all(axis=-1)
     assert (cut >= bare).all()
     assert field == "pad_crop" or (cut == bare).all()
+
+
+def test_a_random_window_depends_on_position_and_step_alone():
+    batch, size = make_batch(), (7, 6)
+
+    def corners(found):
+        windows = np.lib.stride_tricks.sliding_window_view(batch["image"], size, axis=(1, 2))
+        same = np.moveaxis(windows, 3, -1) == found["image"][:, None, None]
+        example, top, left = np.nonzero(same.all(axis=(3, 4, 5)))
+        np.testing.assert_array_equal(example, POSITIONS)
+        return np.stack([top, left], axis=-1)
+
+    drawn = corners(run(Augmentation(), crop_size=size))
+    np.testing.assert_array_equal(drawn, corners(run(Augmentation(), crop_size=size)))
+    assert len(np.unique(drawn, axis=0)) > BATCH / 2
+    assert (drawn != corners(run(Augmentation(), crop_size=size, rng=1))).any()
+    backwards = run(Augmentation(), {"image": batch["image"][::-1]}, positions=POSITIONS[::-1], crop_size=size)
+    np.testing.assert_array_equal(drawn, corners({"image": backwards["image"][::-1]}))
+
+
+@pytest.mark.parametrize("field", ["random_resized_crop", "pad_crop"])
+def test_an_operation_that_crops_crops_to_the_size(field):
+    config = Augmentation(**{field: ON[field]})
+    whole, window = (run(config, crop_size=size)["image"] for size in ((12, 10), (7, 6)))
+    np.testing.assert_array_equal(whole, run(config)["image"])
+    assert window.shape == (BATCH, 7, 6, 3)
+
+
+def test_the_middle_is_kept_where_nothing_is_drawn():
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    cropped = crop_center(batch, (7, 6))
+    np.testing.assert_array_equal(cropped["image"], batch["image"][:, 2:9, 2:8])
+    assert cropped["label"] is batch["label"]
+    assert crop_center(batch, ()) == batch
+
+
+def test_a_window_that_targets_would_have_to_follow_is_refused():
+    batch = jax.tree.map(jnp.asarray, make_batch(segmentation_mask=np.zeros((BATCH, 12, 10, 1), np.uint8)))
+    for crop in (lambda: run(Augmentation(), batch, crop_size=(7, 6)), lambda: crop_center(batch, (7, 6))):
+        with pytest.raises(UserError, match=r"data\.crop_size .* segmentation_mask; turn it off"):
+            crop()
 
 
 def test_mixup_takes_from_the_example_before():

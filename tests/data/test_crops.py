@@ -31,17 +31,36 @@ def coordinates(height, width):
     return jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1).astype(jnp.float32)
 
 
+@pytest.mark.parametrize(("shape", "size"), [((8, 9), (5, 6)), ((8, 9), (5, 5)), ((4, 4), (4, 4)), ((2, 7, 4), (3, 3))])
+def test_center_crop_is_the_middle(shape, size):
+    images = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    top, left = (shape[-2] - size[0]) // 2, (shape[-1] - size[1]) // 2
+    found = crops.center_crop(jnp.array(images), size)
+    np.testing.assert_array_equal(found, images[..., top : top + size[0], left : left + size[1], :])
+
+
+def test_random_crop_takes_every_window_alike_often():
+    image, height, width = distinct(7, 8, 2), 4, 5
+    windows = [np.asarray(image)[r : r + height, c : c + width] for r in range(4) for c in range(4)]
+    found = draws(partial(crops.random_crop, size=(height, width)), image, 1600)
+    counts = np.array([(found == window).all(axis=(1, 2, 3)).sum() for window in windows])
+    assert counts.sum() == len(found)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [(), (3, 4)])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_pad_crop_takes_every_window_of_the_padded_image_alike_often(mode):
+def test_pad_crop_takes_every_window_of_the_padded_image_alike_often(mode, size):
     image, padding, fill = distinct(5, 6, 2), 2, (-1.0, -2.0)
+    height, width = size or (5, 6)
     widths = ((padding, padding), (padding, padding))
     if mode == "reflect":
         padded = np.pad(image, (*widths, (0, 0)), mode="reflect")
     else:
         channels = [np.pad(image[..., c], widths, constant_values=fill[c]) for c in range(2)]
         padded = np.stack(channels, axis=-1)
-    windows = [padded[r : r + 5, c : c + 6] for r in range(2 * padding + 1) for c in range(2 * padding + 1)]
-    found = draws(partial(crops.pad_crop, padding=padding, mode=mode, fill=fill), image, 2500)
+    windows = [padded[r : r + height, c : c + width] for r in range(10 - height) for c in range(11 - width)]
+    found = draws(partial(crops.pad_crop, padding=padding, mode=mode, fill=fill, size=size), image, 2500)
     counts = np.array([(found == window).all(axis=(1, 2, 3)).sum() for window in windows])
     assert counts.sum() == len(found)
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
@@ -55,23 +74,24 @@ def test_flip_mirrors_half():
     assert abs(mirrored.mean() - 0.5) < 0.06
 
 
-def test_resized_window_is_what_opencv_makes_of_it():
+@pytest.mark.parametrize("size", [(20, 31), (9, 14)])
+def test_resized_window_is_what_opencv_makes_of_it(size):
     image = np.random.default_rng(1).random((20, 31, 3), dtype=np.float32)
     for row, column, height, width in [(3, 5, 7, 9), (0, 0, 1, 1), (19, 30, 1, 1), (0, 4, 20, 2), (13, 0, 7, 31)]:
-        expected = cv2.resize(image[row : row + height, column : column + width], (31, 20))
-        found = crops.resize_window(jnp.array(image), jnp.array([row, column]), jnp.array([height, width]))
-        np.testing.assert_allclose(found, expected.reshape(20, 31, 3), atol=1e-6)
+        expected = cv2.resize(image[row : row + height, column : column + width], size[::-1])
+        found = crops.resize_window(jnp.array(image), jnp.array([row, column]), jnp.array([height, width]), size)
+        np.testing.assert_allclose(found, expected.reshape(*size, 3), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (224, 96)])
 def test_resizing_the_whole_changes_nothing(size):
     image = jnp.array(np.random.default_rng(2).random((*size, 3), dtype=np.float32))
-    found = jax.jit(crops.resize_window)(image, jnp.array([0, 0]), jnp.array(size))
+    found = jax.jit(crops.resize_window, static_argnums=3)(image, jnp.array([0, 0]), jnp.array(size), size)
     np.testing.assert_array_equal(found, image)
 
 
 def test_resizing_keeps_a_ramp_a_ramp():
-    found = crops.resize_window(coordinates(16, 16), jnp.array([4, 2]), jnp.array([8, 4]))
+    found = crops.resize_window(coordinates(16, 16), jnp.array([4, 2]), jnp.array([8, 4]), (16, 16))
     np.testing.assert_allclose(found[1:-1, 5, 0], 4 + (np.arange(1, 15) + 0.5) / 2 - 0.5, atol=1e-5)
     np.testing.assert_allclose(found[3, 2:-2, 1], 2 + (np.arange(2, 14) + 0.5) / 4 - 0.5, atol=1e-5)
     assert found[0, 0].tolist() == [4, 2]
@@ -101,6 +121,22 @@ def test_random_resized_crop_reaches_every_corner():
     found = draws(operation, coordinates(4, 4), 100)
     assert {tuple(corner) for corner in found[:, 0, 0].tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     np.testing.assert_array_equal(found[:, -1, -1] - found[:, 0, 0], 2)
+
+
+def test_random_resized_crop_draws_the_same_window_for_any_size():
+    operation = partial(crops.random_resized_crop, area=(0.3, 0.9), aspect_ratio=(0.5, 2.0))
+    image = np.random.default_rng(4).random((40, 40, 1), dtype=np.float32)
+    own, smaller = (draws(partial(operation, size=size), coordinates(40, 40), 20) for size in ((), (8, 10)))
+    assert own.shape == (20, 40, 40, 2)
+    for at, window, found in zip(
+        own, smaller, draws(partial(operation, size=(8, 10)), jnp.array(image), 20), strict=True
+    ):
+        # Clipped at the border, a grown window begins and ends with its own first and last pixel.
+        (top, left), (bottom, right) = at[0, 0].astype(int), at[-1, -1].astype(int) + 1
+        expected = cv2.resize(image[top:bottom, left:right], (10, 8))
+        np.testing.assert_allclose(found[..., 0], expected, atol=1e-5)
+        assert (window >= [top, left]).all()
+        assert (window <= [bottom - 1, right - 1]).all()
 
 
 def test_random_resized_crop_of_everything_changes_nothing():

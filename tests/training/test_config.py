@@ -83,6 +83,16 @@ def test_flatten_joins_names_by_points(config):
     assert not any(isinstance(value, dict) for value in flat.values())
 
 
+def test_the_networks_input_is_the_window(config):
+    config.data.update(image_size=(40, 36), channels=1)
+    assert configs.input_shape(config.data) == (40, 36, 1)
+    config.data.crop_size = (40, 30)
+    configs.validate(config)
+    assert configs.input_shape(config.data) == (40, 30, 1)
+    del config.data.crop_size  # a run that is older than the field
+    assert configs.input_shape(config.data) == (40, 36, 1)
+
+
 def test_differences_are_the_fields_that_change_what_is_computed(config):
     other = configs.from_json(configs.to_json(config))
     assert configs.differences(config, other) == {}
@@ -133,6 +143,9 @@ def test_differences_hold_fields_of_one_side_alone(config):
         ({"data.mean": (0.1, 0.2)}, "data.mean=.* must be one number, or 3: one a channel"),
         ({"data.std": ()}, "data.std=.* must be one number, or 3: one a channel"),
         ({"data.std": (0.1, 0.0, 0.2)}, "data.std=.* must be above 0"),
+        ({"data.crop_size": (28, 33)}, r"data.crop_size=\(28, 33\) is no window of data.image_size=\(32, 32\); give"),
+        ({"data.crop_size": (0, 28)}, "data.crop_size=.* is no window"),
+        ({"data.crop_size": (28,)}, "data.crop_size=.* is no window"),
     ],
 )
 def test_validate_names_the_field_and_what_would_be_right(config, changes, message):

@@ -1,12 +1,13 @@
 """The arms of a sweep: what a grid or a named sweep says, as runs with names of their own.
 
 A grid is `field=value,value; field=value,…`, the product of all; parentheses and quotes hold a value together. A named
-sweep is a recipe's function `sweep_<name>()`, which returns dicts of {field: value}. In both, the field `config` is the
-recipe's argument.
+sweep is a recipe's function `sweep_<name>()`, which returns dicts of {field: value}; it may take the recipe's argument.
+In both, the field `config` is the recipe's argument.
 """
 
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import json
 import re
@@ -159,7 +160,7 @@ def named_sweep(recipe: str, name: str) -> list[dict[str, Any]]:
     """Returns what the recipe's `sweep_<name>()` gives.
 
     Args:
-      recipe: `FILE.py` or `FILE.py:argument`.
+      recipe: `FILE.py`, or `FILE.py:argument`, which the function gets if it takes one.
       name: of the sweep.
 
     Raises:
@@ -170,7 +171,9 @@ def named_sweep(recipe: str, name: str) -> list[dict[str, Any]]:
     known = [word.removeprefix("sweep_") for word in vars(module) if word.startswith("sweep_")]
     if name not in known:
         raise UserError(f"{file} has no sweep {name!r}; {nearest(name, known)}; or {GRID}")
-    settings = list(getattr(module, f"sweep_{name}")())
+    sweep = getattr(module, f"sweep_{name}")
+    takes = len(inspect.signature(sweep).parameters)
+    settings = list(sweep(*recipe.split(":", 1)[1:][:takes]))
     if not settings or not all(isinstance(setting, Mapping) for setting in settings):
         raise UserError(f"sweep_{name} of {file} must return a list of one dict of {{field: value}} or more")
     return [dict(setting) for setting in settings]

@@ -37,7 +37,7 @@ def get_config(model: str = "lenet5") -> ConfigDict:
     config.eval_every = config.checkpoint_every = "10ep"
     config.data.update(name="digits", num_examples=1_437, channels=1, mean=(0.3,), std=(0.38,))
     config.augmentation.update(pad_crop=2)
-    if config.model.output == "rbf":
+    if config.model.get("output") == "rbf":
         config.loss.criterion = "map"
     config.optimizer.update(name="adamw", learning_rate=0.01, weight_decay=0.01)
     return config

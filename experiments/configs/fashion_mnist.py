@@ -16,7 +16,7 @@ def get_config(model: str = "lenet5_modern") -> ConfigDict:
     config.log_every = 100
     config.data.update(name="fashion_mnist", num_examples=60_000, channels=1, resize="pad", mean=(0.286,), std=(0.353,))
     config.augmentation.update(flip=True)
-    if config.model.output == "rbf":
+    if config.model.get("output") == "rbf":
         config.loss.criterion = "map"
     config.optimizer.update(name="adamw", learning_rate=0.01, weight_decay=0.01)
     return config

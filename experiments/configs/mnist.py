@@ -19,7 +19,7 @@ def get_config(model: str = "lenet5") -> ConfigDict:
     # Background -0.1 and ink 1.175, as in the paper's section II.B: about mean 0 and variance 1.
     config.data.update(mean=(0.1 / 1.275,), std=(1 / 1.275,))
     config.augmentation.update(pad_crop=2)
-    if config.model.output == "rbf":
+    if config.model.get("output") == "rbf":
         config.loss.criterion = "map"
     config.optimizer.update(name="adamw", learning_rate=0.01, weight_decay=0.01)
     return config

@@ -31,6 +31,8 @@ def recipe(tmp_path):
         "    yield {}\n"
         "    yield {'model.pool': 'avg', 'optimizer.milestones': ['30%']}\n"
         "    yield {'config': 'lenet5'}\n"
+        "def sweep_pool(argument='lenet5'):\n"
+        "    return [{'config': argument, 'model.pool': pool} for pool in ('max', 'avg')]\n"
         "def sweep_nothing(): return []\n"
         "def sweep_wrong(): return ['model.norm']\n"
     )
@@ -176,6 +178,13 @@ def test_recipes_argument_is_a_field():
     made = make_arms(DIGITS, "config=lenet5,lenet5_modern", {})
     assert [arm.recipe for arm in made] == [f"{DIGITS}:lenet5", f"{DIGITS}:lenet5_modern"]
     assert [arm.config.model.name for arm in made] == ["lenet5", "lenet5_modern"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [("", "lenet5"), (":lenet5_modern", "lenet5_modern")])
+def test_a_named_sweep_may_take_the_recipes_argument(recipe, given, expected):
+    made = make_arms(recipe + given, "pool", {})
+    assert [arm.fields for arm in made] == [{"config": expected, "model.pool": pool} for pool in ("max", "avg")]
+    assert {arm.config.model.name for arm in made} == {expected}
 
 
 def test_numpy_numbers_are_values():

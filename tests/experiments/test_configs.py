@@ -25,11 +25,11 @@ def test_recipe(path):
     assert logits.shape == (2, config.model.num_classes)
     assert f"python -m experiments.train --config=experiments/configs/{path.name}" in module.__doc__
     assert re.search(r"accuracy|error", module.__doc__)
-    assert re.search(r"\d+ (s|min|minutes|seconds)\b", module.__doc__)
+    assert re.search(r"\d+ (s|min|minutes|seconds|days)\b", module.__doc__)
 
 
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_modern"])
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem != "imagenet"], ids=lambda path: path.stem)
 def test_both_lenets_train_by_the_same_recipe(path, model):
     config = command_line.load_config(f"{path}:{model}")
     assert config.model.name == model

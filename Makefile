@@ -23,7 +23,12 @@ demo: .venv/installed  ## train LeNet-5 on real digits, in under a minute
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-slow: .venv/installed  ## run the long tests too
+# PyPI's PyTorch for Linux is CUDA's; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives a smaller one.
+.venv/installed-torch: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[torch]"
+	@touch $@
+
+test-slow: .venv/installed-torch  ## run the long tests too, those against PyTorch among them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed  ## check style, imports between the floors, and types

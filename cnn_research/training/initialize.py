@@ -1,22 +1,21 @@
 """Where a run's variables come from: fresh, from another run, or from a file of weights."""
 
 import re
+import sys
 from typing import Any
 
 import flax
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Sharding
 
 from cnn_research.errors import UserError
-from cnn_research.interop import safetensors
+from cnn_research.interop import pth, safetensors, torch
+from cnn_research.interop.fit import differences
 from cnn_research.training import config as configs
 from cnn_research.training.checkpoints import Checkpoints, find_step
 from cnn_research.training.parallel import Jit
 from cnn_research.training.program import Program, make_program
-
-SHOWN = 6  # differences that an error lists
 
 
 def restore_run(
@@ -46,6 +45,9 @@ def restore_run(
 def initial_variables(program: Program, parallel: Jit) -> dict[str, Any]:
     """Returns the variables that `config.init_from` names, or fresh ones, replicated over the devices.
 
+    A layer named `head` that was made for another number of classes keeps its fresh values, and a line on stderr says
+    so.
+
     Args:
       program: of the run.
       parallel: how the run's arrays lie.
@@ -59,11 +61,30 @@ def initial_variables(program: Program, parallel: Jit) -> dict[str, Any]:
         return fresh
     if path.endswith(".safetensors"):
         given = safetensors.load(path)
+    elif path.endswith(".pth"):
+        given = pth.load(path)
     elif (epath.Path(path) / "config.json").exists():
         given = restore_run(path, None, parallel.replicated)[2]
     else:
-        raise UserError(f"init_from={path!r} is neither a run's directory nor a .safetensors file")
-    return parallel.replicate(merge(fresh, given, excepted))
+        raise UserError(f"init_from={path!r} is neither a run's directory nor a .safetensors or .pth file")
+    if "params" not in given:
+        given = torch.convert(program.model, fresh, given)
+    return parallel.replicate(merge(fresh, _with_fresh_heads(fresh, given), excepted))
+
+
+def _with_fresh_heads(fresh: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns `given` with the fresh values of heads from which it differs in the number of classes alone."""
+    ours, theirs = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, given))
+    heads: dict[str, str] = {}
+    for path in ours.keys() & theirs.keys():
+        layer = path.rpartition("/")[0]
+        here, there = ours[path].shape, theirs[path].shape
+        if layer.endswith("/head") and len(here) == len(there) and here != there and here[:-1] == there[:-1]:
+            theirs[path], heads[layer] = ours[path], f"{there[-1]} classes there, {here[-1]} here"
+    if jax.process_index() == 0:
+        for layer, why in sorted(heads.items()):
+            print(f"init_from: {layer} keeps its fresh values: {why}", file=sys.stderr)
+    return flax.traverse_util.unflatten_dict(theirs, sep="/")
 
 
 def merge(fresh: dict[str, Any], given: dict[str, Any], excepted: str = "") -> dict[str, Any]:
@@ -82,22 +103,11 @@ def merge(fresh: dict[str, Any], given: dict[str, Any], excepted: str = "") -> d
         keep = {path for path in {*ours, *theirs} if excepted and re.search(excepted, path)}
     except re.error as error:
         raise UserError(f"init_except={excepted!r} is no regular expression: {error}") from error
-    faults = [f"missing {path} {_shape(ours[path])}" for path in sorted(ours.keys() - theirs.keys() - keep)]
-    faults += [f"unexpected {path} {_shape(theirs[path])}" for path in sorted(theirs.keys() - ours.keys() - keep)]
-    faults += [
-        f"{path} is {_shape(theirs[path])} there, {_shape(ours[path])} here"
-        for path in sorted((ours.keys() & theirs.keys()) - keep)
-        if np.shape(ours[path]) != np.shape(theirs[path])
-    ]
+    faults = differences(*({path: tree[path] for path in tree.keys() - keep} for tree in (ours, theirs)))
     if faults:
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(
-            f"init_from does not fit the network: {'; '.join(faults[:SHOWN])}{more}."
+            f"init_from does not fit the network: {faults}."
             " Paths that init_except (a regex) matches keep their fresh values"
         )
     merged = {path: value if path in keep else theirs[path].astype(value.dtype) for path, value in ours.items()}
     return flax.traverse_util.unflatten_dict(merged, sep="/")
-
-
-def _shape(array: jax.Array | np.ndarray) -> str:
-    return "x".join(map(str, np.shape(array))) or "scalar"

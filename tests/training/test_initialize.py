@@ -1,15 +1,20 @@
 """Variables from elsewhere: strictly what fits."""
 
+import struct
+import zipfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cnn_research.errors import UserError
-from cnn_research.interop import safetensors
+from cnn_research.interop import safetensors, torch
+from cnn_research.interop.fit import SHOWN
 from cnn_research.training import config as configs
 from cnn_research.training.checkpoints import Checkpoints
-from cnn_research.training.initialize import SHOWN, initial_variables, merge, restore_run
+from cnn_research.training.initialize import initial_variables, merge, restore_run
 from cnn_research.training.parallel import make_parallel
 from cnn_research.training.program import make_program
 
@@ -159,6 +164,102 @@ def test_a_weight_file_may_be_where_a_run_begins(config, fresh, tmp_path):
         initial_variables(make_program(program.config), make_parallel("jit"))
 
 
+RESNET = dict(width=1 / 16, stage_sizes=(1, 1), block="basic")
+
+
+def save_pth(state, path):
+    """Writes a state dict of float32 as `torch.save` does: a pickle, here by its opcodes, and the tensors' bytes."""
+
+    def word(text):
+        return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+    def numbers(values):
+        return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
+
+    content = b"\x80\x02}"
+    with zipfile.ZipFile(path, "w") as file:
+        for key, value in state.items():
+            storage = b"(" + word("storage") + b"ctorch\nFloatStorage\n" + word(key) + word("cpu")
+            storage += b"J" + struct.pack("<i", value.size) + b"tQ"
+            strides = numbers(stride // 4 for stride in value.strides)
+            tensor = b"(" + storage + b"K\0" + numbers(value.shape) + strides + b"\x89Nt"
+            content += word(key) + b"ctorch._utils\n_rebuild_tensor_v2\n" + tensor + b"Rs"
+            file.writestr(f"weights/data/{key}", value.tobytes())
+        file.writestr("weights/data.pkl", content + b".")
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """A config of a small ResNet, random variables that fit it, and the same as PyTorch's state dict."""
+    config = configs.default_config("resnet18", num_classes=10, **RESNET)
+    config.data.update(name="digits", num_examples=100)
+    rng = np.random.default_rng(0)
+    shapes = make_program(config).abstract_variables
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    return config, variables, torch.dump("resnet18", variables, num_classes=10, **RESNET)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_weights_of_pytorch_may_be_where_a_run_begins(resnet, tmp_path, capsys, kind):
+    config, variables, state = resnet
+    path = str(tmp_path / f"resnet.{kind}")
+    if kind == "pth":
+        save_pth({key: value for key, value in state.items() if "tracked" not in key}, path)
+    else:
+        save_file(state, path)
+    found = initial_variables(with_fields(config, init_from=path), make_parallel("jit"))
+    assert_equal(found, variables)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_head_for_other_classes_stays_fresh(resnet, tmp_path, capsys):
+    config, variables, state = resnet
+    save_file(state, tmp_path / "theirs.safetensors")
+    safetensors.save(variables, tmp_path / "ours.safetensors")
+    fresh = None
+    for file in ("theirs", "ours"):
+        program = with_fields(config, init_from=str(tmp_path / f"{file}.safetensors"))
+        program.config.model.num_classes = 7
+        program = make_program(program.config)
+        fresh = program.init_variables() if fresh is None else fresh
+        found = initial_variables(program, make_parallel("jit"))
+        assert_equal(found["params"].pop("head"), fresh["params"]["head"])
+        expected = {layer: value for layer, value in variables["params"].items() if layer != "head"}
+        assert_equal(found, {**variables, "params": expected})
+        line = "init_from: params/head keeps its fresh values: 10 classes there, 7 here\n"
+        assert capsys.readouterr().err == line
+
+
+def test_a_head_that_differs_in_more_does_not_fit(resnet, tmp_path):
+    config, _, state = resnet
+    state = dict(state, **{"fc.weight": np.zeros((7, 3), np.float32)})
+    save_file(state, tmp_path / "weights.safetensors")
+    program = with_fields(config, init_from=str(tmp_path / "weights.safetensors"))
+    with pytest.raises(UserError, match=r"network: params/head/kernel is 3x7 there, 8x10 here\. Paths"):
+        initial_variables(program, make_parallel("jit"))
+
+
+def test_what_weights_of_pytorch_lack_or_have_besides_is_named(resnet, tmp_path):
+    config, variables, state = resnet
+    state = dict(state, **{"layer9.weight": np.zeros(3, np.float32)})
+    del state["bn1.weight"]
+    save_file(state, tmp_path / "weights.safetensors")
+    program = with_fields(config, init_from=str(tmp_path / "weights.safetensors"))
+    with pytest.raises(UserError, match=r"network: missing params/bn1/scale 4; unexpected layer9\.weight 3\. Paths"):
+        initial_variables(program, make_parallel("jit"))
+    program.config.init_except = "^layer9|params/bn1/scale"
+    found = initial_variables(program, make_parallel("jit"))
+    assert_equal(found["params"]["stage2"], variables["params"]["stage2"])
+    assert (found["params"]["bn1"]["scale"] == 1).all()
+
+
+def test_a_network_that_torchvision_lacks_takes_no_weights_of_its(config, resnet, tmp_path):
+    save_file(resnet[2], tmp_path / "weights.safetensors")
+    program = with_fields(config, init_from=str(tmp_path / "weights.safetensors"))
+    with pytest.raises(UserError, match="LeNet has no counterpart in torchvision"):
+        initial_variables(program, make_parallel("jit"))
+
+
 def test_what_is_neither_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match=r"is neither a run's directory nor a \.safetensors file"):
+    with pytest.raises(UserError, match=r"is neither a run's directory nor a \.safetensors or \.pth file"):
         initial_variables(with_fields(config, init_from=str(tmp_path)), make_parallel("jit"))

@@ -1,0 +1,82 @@
+"""The earlier approach, as a user starts it and piece by piece."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnn_research.errors import UserError
+from cnn_research.interop import safetensors
+from experiments import hog_svm
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(workdir, *flags):
+    command = [sys.executable, "-m", "experiments.hog_svm", "--config=experiments/configs/digits.py", *flags]
+    done = subprocess.run(
+        [*command, f"--workdir={workdir}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("hog") / "run"
+    code, out, err = run(workdir, "--max_examples=500", "--cell=8")
+    assert code == 0, err
+    return workdir, json.loads(out)
+
+
+def test_digits(finished):
+    """The run's files say what was printed, and the weights that they hold are all that it learned."""
+    workdir, result = finished
+    assert result["test/accuracy"] > 0.9
+    assert result["test/error"] == pytest.approx(1 - result["test/accuracy"])
+    assert result["test/examples"] == 360
+    assert json.loads((workdir / "result.json").read_text()) == result
+    machines = safetensors.load(workdir / "weights.safetensors")["params"]["machines"]
+    # Images of 32x32 have 3x3 blocks of 2x2 cells of 8 pixels, with 9 bins each.
+    assert machines["kernel"].shape == (3 * 3 * 2 * 2 * 9, 10)
+    assert result["params"] == machines["kernel"].size + machines["bias"].size
+
+
+def test_a_complete_run_is_not_run_again_and_another_one_not_over_it(finished):
+    workdir, result = finished
+    code, out, _ = run(workdir, "--max_examples=500", "--cell=8")
+    assert (code, json.loads(out)) == (0, result)
+    code, out, err = run(workdir, "--max_examples=501", "--cell=8")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "max_examples" in err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--config.model.width=2", "--config.model.width does nothing here"), ("--C=-1", "must be more than 0")],
+)
+def test_what_does_nothing_is_refused(tmp_path, flag, message):
+    code, out, err = run(tmp_path / "run", flag)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_descriptor_sees_orientations():
+    """Turning an edge by a quarter moves its histogram by half of the bins; brightness alone changes nothing."""
+    hog = hog_svm.Hog((16, 16), 8)
+    image = np.zeros((16, 16, 1), np.uint8)
+    image[:, 8:] = 200
+    upright, lying = (hog(each).reshape(4, 9).sum(0) for each in (image, np.ascontiguousarray(image.swapaxes(0, 1))))
+    strong = upright > 0.1 * upright.max()
+    assert not (strong & (lying > 0.1 * lying.max())).any()
+    np.testing.assert_allclose(hog(image + np.uint8(30)), hog(image), atol=1e-5)
+
+
+def test_one_class_alone_cannot_be_fitted():
+    with pytest.raises(UserError, match="all 5 training examples are of class 3"):
+        hog_svm.fit(np.ones((5, 2)), np.full(5, 3), 10, 0.01, 0)

@@ -31,7 +31,7 @@ NESTEROV = dict(name="nesterov", learning_rate=0.2, schedule="linear", warmup="2
 # What two cores can train, by the beginning of the network's name: (fields of the network, duration, optimizer).
 SHORT: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "alexnet": (
-        dict(stem_kernel=5, stem_strides=1, stem_padding=2, width=0.25, hidden=(256, 256), kernel_init="he_normal"),
+        dict(stem_kernel=5, stem_strides=1, stem_padding=2, width=0.25, hidden=(1024, 1024), kernel_init="he_normal"),
         "10ep",
         ADAMW | dict(learning_rate=0.001),
     ),

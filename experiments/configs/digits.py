@@ -29,6 +29,14 @@ def sweep_since_1998() -> Iterator[dict[str, object]]:
             yield {**network, "seed": seed}
 
 
+def sweep_sharing() -> Iterator[dict[str, object]]:
+    """What local perception and shared weights are worth: LeNets with both, one and neither, and a perceptron."""
+    for seed in range(3):
+        for sharing in ("convolution", "local", "dense"):
+            yield {"config": "lenet5_modern", "model.sharing": sharing, "seed": seed}
+        yield {"config": "mlp", "seed": seed}
+
+
 def get_config(model: str = "lenet5") -> ConfigDict:
     config = training.default_config(model, num_classes=10)
     config.duration = "40ep"

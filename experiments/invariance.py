@@ -22,6 +22,7 @@ from cnn_research.errors import UserError, nearest
 from cnn_research.ops.padding import MODES
 from cnn_research.training.writers import write_text
 from experiments import command_line
+from experiments.markdown import markdown_table
 
 if TYPE_CHECKING:
     from cnn_research.analysis.invariance import ShiftCurve
@@ -35,21 +36,24 @@ _OUT = flags.DEFINE_string("out", "", "the folder for curves.png, table.md and t
 
 
 def find_runs(pattern: str) -> dict[str, epath.Path]:
-    """Returns the runs' directories by short names: their own, or whole paths where two have the same.
+    """Returns the directories of networks' runs by short names: their own, or whole paths where two have the same.
+
+    Args:
+      pattern: a glob; what has no checkpoints, such as a sweep's table or a run of `hog_svm`, is passed over.
 
     Raises:
       UserError: the glob matches no run.
     """
     paths = [epath.Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-    paths = [path for path in paths if (path / "config.json").exists()]
+    paths = [path for path in paths if (path / "config.json").exists() and (path / "checkpoints").exists()]
     if not paths:
-        raise UserError(f"--runs={pattern}: no directory of a run matches")
+        raise UserError(f"--runs={pattern}: no directory of a run with a checkpoint matches")
     unique = len({path.name for path in paths}) == len(paths)
     return {path.name if unique else str(path): path for path in paths}
 
 
 def table_text(curves: Mapping[str, "ShiftCurve"]) -> str:
-    """Returns the table as markdown, its columns aligned: what is to be compared stands one below the other.
+    """Returns the table as markdown: what is to be compared stands one below the other.
 
     Args:
       curves: by the runs' names, all of the same shifts.
@@ -64,15 +68,7 @@ def table_text(curves: Mapping[str, "ShiftCurve"]) -> str:
         for direction in DIRECTIONS
         for name, curve in curves.items()
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = ["<"] * 3 + [">"] * len(shifts)
-    rows.insert(1, [":" + "-" * (width - 1) if side == "<" else "-" * (width - 1) + ":"
-                    for side, width in zip(sides, widths, strict=True)])  # fmt: skip
-    lines = [
-        " | ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))
-        for row in rows
-    ]
-    return "".join(f"| {line} |\n" for line in lines)
+    return "\n".join(markdown_table(rows, left=3)) + "\n"
 
 
 def main() -> None:

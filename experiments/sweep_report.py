@@ -16,6 +16,7 @@ from cnn_research.analysis.figures import DPI, LINES, dress_curves
 from cnn_research.errors import UserError, nearest
 from cnn_research.training.writers import write_text
 from experiments.arms import short_names
+from experiments.markdown import markdown_table
 from experiments.sweep_results import NOTHING, Group, best, group, pick, read_run
 
 SETTLED = 0.2  # share of the training after which curves are shown in full height
@@ -80,7 +81,7 @@ def table_text(groups: Sequence[Group], metric: str) -> str:
             f"**{mean}**" if top is not None and each.mean == top else mean,
             *(NOTHING if number is None else f"{number:,.0f}" for number in map(each.average, ("seconds", "params"))),
         ])  # fmt: skip
-    lines = _aligned([[cell.replace("|", "\\|") for cell in row] for row in rows], left=len(fields))
+    lines = markdown_table([[cell.replace("|", "\\|") for cell in row] for row in rows], left=len(fields))
     lines += ["", "Mean ± sample standard deviation over seeds; seconds of training, their mean."]
     missing = [f"{run.name} ({run.status})" for each in groups for run in each.runs if run.status != "done"]
     if missing:
@@ -96,19 +97,6 @@ def _plus_minus(each: Group) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Returns a markdown table; the first `left` columns are flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = "<" * left + ">" * (len(widths) - left)
-    lines = [
-        " | ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))
-        for row in rows
-    ]
-    dashes = ["-" * (width + 1) for width in widths]
-    rule = "|".join(f":{dash}" if side == "<" else f"{dash}:" for dash, side in zip(dashes, sides, strict=True))
-    return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
 
 
 def table_csv(groups: Sequence[Group], metric: str) -> str:

@@ -40,7 +40,7 @@ def main() -> None:
         f"The run in {workdir} {state}: {accuracy} after {result['step']} steps. Next, try\n"
         f"  {python} -m experiments.evaluate --workdir={workdir} --step=best\n"
         f"  {python} -m experiments.predict --workdir={workdir} --out={workdir / 'report'}\n"
-        f"  {python} -m experiments.sweep {recipe} --sweep='model.pool=max,avg; seed=0,1,2' --workdir={workdir}_pool",
+        f"  {python} -m experiments.sweep {recipe} --sweep='model.width=0.5,1,2; seed=0,1,2' --workdir={workdir}_width",
         file=sys.stderr,
     )
 

@@ -9,6 +9,7 @@ import jax
 from etils import epath
 from jax.sharding import Sharding
 
+from cnn_research import models
 from cnn_research.errors import UserError
 from cnn_research.interop import pth, safetensors, torch
 from cnn_research.interop.fit import differences
@@ -34,7 +35,10 @@ def restore_run(
     Raises:
       UserError: the directory holds no run or no such checkpoint.
     """
-    program = make_program(configs.load(workdir))
+    config = configs.load(workdir)
+    if config.model.name not in models.names():
+        raise UserError(f"{workdir} holds a run of {config.model.name}, which is no network")
+    program = make_program(config)
     metric = f"{program.config.data.test}/{program.task.primary_metric}"
     with Checkpoints(workdir, metric=metric, read_only=True) as checkpoints:
         step = find_step(checkpoints, step, workdir)

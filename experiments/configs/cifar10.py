@@ -9,7 +9,7 @@ an accelerator: `cifar10.py:resnet110_cifar,paper`. The sweeps take their recipe
 python -m experiments.sweep --config=experiments/configs/cifar10.py --sweep=skips --workdir=runs/skips
 python -m experiments.sweep --config=experiments/configs/cifar10.py:resnet110_cifar,paper --sweep=skips --workdir=runs/b
 
-lenet5_modern: 66.6% test accuracy (seed 0); about 6 minutes on 2 CPU cores. resnet20_cifar: 84.3% (seed 0); 43 minutes.
+Test accuracy, seed 0: lenet5_modern 66.6%, about 6 minutes on 2 CPU cores; resnet20_cifar 84.3%, about 40 minutes.
 """
 
 from collections.abc import Iterator

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.svm import LinearSVC
 
+from cnn_research import analysis
 from cnn_research.errors import UserError
 from cnn_research.interop import safetensors
 from experiments import hog_svm
@@ -54,6 +56,11 @@ def test_a_complete_run_is_not_run_again_and_another_one_not_over_it(finished):
     assert "max_examples" in err
 
 
+def test_its_directory_is_no_networks(finished):
+    with pytest.raises(UserError, match="holds a run of hog_svm, which is no network"):
+        analysis.load_run(finished[0])
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [("--config.model.width=2", "--config.model.width does nothing here"), ("--C=-1", "must be more than 0")],
@@ -80,3 +87,30 @@ def test_a_descriptor_sees_orientations():
 def test_one_class_alone_cannot_be_fitted():
     with pytest.raises(UserError, match="all 5 training examples are of class 3"):
         hog_svm.fit(np.ones((5, 2)), np.full(5, 3), 10, 0.01, 0)
+
+
+def test_machines_are_scikit_learns_one_against_the_rest_and_one_without_examples_never_wins():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 3], 200)
+    descriptors = rng.normal(size=(200, 5)) + 2 * np.eye(5)[labels]
+    weights, biases, iterations = hog_svm.fit(descriptors, labels, num_classes=5, c=0.1, seed=0)
+    whole = LinearSVC(C=0.1, dual="auto").fit(descriptors, labels)
+    np.testing.assert_allclose(weights[:, [0, 1, 3]].T, whole.coef_, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(biases[[0, 1, 3]], whole.intercept_, rtol=1e-6, atol=1e-8)
+    assert iterations == whole.n_iter_
+    logits = (descriptors @ weights + biases).astype(np.float32)
+    assert (logits[:, [2, 4]] == -np.inf).all()
+    metrics = hog_svm.measure(logits, labels.astype(np.int32))
+    assert metrics["accuracy"] == whole.score(descriptors, labels)
+    assert metrics["top5_accuracy"] == 1
+    assert set(metrics) == {"accuracy", "top5_accuracy", "error", "examples"}
+
+
+def test_images_are_stretched_to_whole_cells_and_colours_give_their_largest_gradient():
+    assert hog_svm.Hog((13, 5), 4).size == 3 * 1 * 36  # a window of 16x8
+    grey = np.random.default_rng(0).integers(0, 256, (16, 16, 1), np.uint8)
+    hog = hog_svm.Hog((16, 16), 4)
+    for channel in range(3):
+        colour = np.full((16, 16, 3), 90, np.uint8)
+        colour[..., [channel]] = grey
+        np.testing.assert_array_equal(hog(colour), hog(grey))

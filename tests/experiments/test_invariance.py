@@ -45,7 +45,7 @@ def test_curves_and_tables_of_several_runs(runs, tmp_path):
     ("flags", "message"),
     [
         (["--runs=nowhere/*"], "--out is missing"),
-        (["--runs=nowhere/*", "--out=x"], "no directory of a run matches"),
+        (["--runs=nowhere/*", "--out=x"], "no directory of a run with a checkpoint matches"),
         (["--runs=x", "--out=x", "--padding_mode=zero"], "did you mean 'zeros'"),
     ],
 )
@@ -59,7 +59,9 @@ def test_faults_are_one_line(flags, message):
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     for folder in ("a", "b"):
-        (tmp_path / folder / "run").mkdir(parents=True)
+        (tmp_path / folder / "run" / "checkpoints").mkdir(parents=True)
         (tmp_path / folder / "run" / "config.json").write_text("{}")
+    (tmp_path / "a" / "hog_svm").mkdir()
+    (tmp_path / "a" / "hog_svm" / "config.json").write_text("{}")
     assert set(find_runs(f"{tmp_path}/*/run")) == {f"{tmp_path}/a/run", f"{tmp_path}/b/run"}
     assert set(find_runs(f"{tmp_path}/a/*")) == {"run"}

@@ -29,9 +29,19 @@ ADAMW = dict(name="adamw", learning_rate=0.003, schedule="cosine", warmup="5%", 
 NESTEROV = dict(name="nesterov", learning_rate=0.2, schedule="linear", warmup="20%", weight_decay=5e-4)
 
 # What two cores can train, by the beginning of the network's name: (fields of the network, duration, optimizer).
+# Grouped convolutions are slow to train on a CPU.
 SHORT: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "alexnet": (
-        dict(stem_kernel=5, stem_strides=1, stem_padding=2, width=0.25, hidden=(1024, 1024), kernel_init="he_normal"),
+        dict(
+            stem_kernel=5,
+            stem_strides=1,
+            stem_padding=2,
+            groups=1,
+            width=0.25,
+            hidden=(1024, 1024),
+            kernel_init="he_normal",
+            initial_bias=0.0,
+        ),
         "10ep",
         ADAMW | dict(learning_rate=0.001),
     ),

@@ -22,6 +22,7 @@ class Case:
     base: dict[str, Any]  # without these some fields could do nothing
     turned: dict[str, Any]  # its own fields, and other values of shared ones
     shape: Callable[[dict[str, Any]], tuple[int, ...]]  # of the images, by the fields
+    scale: float = 1.0  # of the images
 
 
 # Among one device `bn_group` would do nothing.
@@ -190,6 +191,7 @@ GOOGLENET = Case(
         "stem": "3x3",
     },
     lambda fields: (2, 96, 96, 3),
+    scale=100.0,  # so that its LRN does something
 )
 
 
@@ -229,7 +231,7 @@ FIELDS = [
 def start(name, fields):
     """Returns a network, images for it, and how it starts."""
     module = models.create(name, **fields)
-    images = jax.random.normal(jax.random.key(0), CASES[name].shape(fields))
+    images = CASES[name].scale * jax.random.normal(jax.random.key(0), CASES[name].shape(fields))
     return module, images, lambda key: module.init(key, images, train=False)
 
 

@@ -183,7 +183,8 @@ class _Loop:
         with stop_requests() as requests, closing(self.progress), closing(self.writer), closing(profiler):
             for batch in self.feed(self.step, total):
                 profiler.before(self.step)
-                self.state, metrics = self.step_function(self.state, batch, self.feed.data)
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                    self.state, metrics = self.step_function(self.state, batch, self.feed.data)
                 profiler.after(self.step, metrics)
                 self.pending.append(metrics)
                 self.step += 1

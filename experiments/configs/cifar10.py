@@ -155,10 +155,12 @@ def get_config(model: str = "lenet5_modern") -> ConfigDict:
     config.duration = duration
     config.log_every = 100
     config.data.update(name="cifar10", num_examples=50_000, channels=3, mean=MEAN, std=STD)
-    config.augmentation.update(pad_crop=4, flip=True, fill=MEAN)  # zeros when normalized
+    config.augmentation.update(pad_crop=4, flip=True)
     config.optimizer.update(optimizer)
     if config.model.get("output") == "rbf":
         config.loss.criterion = "map"
+    if recipe == "paper":
+        config.augmentation.fill = MEAN  # zeros when normalized
     if recipe == "small":
         config.duration = "500"
         config.data.update(train="train[:20%]", num_examples=10_000)

@@ -1,4 +1,4 @@
-"""Convolution as networks use the word: cross-correlation, summed over channels."""
+"""Convolution as networks use the word, cross-correlation summed over channels, and its transpose."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,11 +7,12 @@ from typing import Any
 import jax
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 from cnn_research.errors import UserError
-from cnn_research.ops.geometry import Padding, Pair, explicit_padding, output_size, pair
+from cnn_research.ops import convolution_forms as forms
+from cnn_research.ops.convolution_forms import Window
+from cnn_research.ops.geometry import Padding, explicit_padding, output_size, pair, transposed_output_size
 from cnn_research.ops.padding import pad
 
 
@@ -45,58 +46,138 @@ def convolve(
         x.shape[1:3], kernel.shape[:2], strides, widths, dilation, strict=True
     ):
         output_size(size, extent, stride, width, distance)
+    _check_groups(x, kernel, groups)
+    if padding_mode != "zeros":
+        x, widths = pad(x, ((0, 0), *widths, (0, 0)), padding_mode), ((0, 0), (0, 0))
+    return _convolve(x, kernel, Window(strides, widths, dilation, groups))
+
+
+def convolve_transposed(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    strides: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Stamps a kernel, times a pixel's value, for each pixel of images, `strides` apart; overlapping stamps add up.
+
+    The transpose of `convolve`, "deconvolution" (Zeiler et al. 2010; Long et al. 2015, section 3.3): along one axis
+    y[s·i + d·u − p] += x[i] · kernel[u]. Read the other way, it is a convolution of images between whose pixels stand
+    s − 1 zeros, by the kernel turned by 180°, with a padding of d·(K − 1) − p. As matrices:
+
+    >>> import jax.numpy as jnp
+    >>> kernel = jnp.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
+    >>> basis = lambda size: jnp.eye(size).reshape(size, 1, size, 1)
+    >>> print(convolve(basis(7), kernel, strides=(1, 2))[:, 0, :, 0].T)
+    [[1. 2. 3. 0. 0. 0. 0.]
+     [0. 0. 1. 2. 3. 0. 0.]
+     [0. 0. 0. 0. 1. 2. 3.]]
+    >>> print(convolve_transposed(basis(3), kernel, strides=(1, 2))[:, 0, :, 0].T)
+    [[1. 0. 0.]
+     [2. 0. 0.]
+     [3. 1. 0.]
+     [0. 2. 0.]
+     [0. 3. 1.]
+     [0. 0. 2.]
+     [0. 0. 3.]]
+
+    Args:
+      x: images.
+      kernel: one kernel for each output channel. (PyTorch keeps it as [channels, features per group, height, width].)
+      strides: distance of the stamps, one number or (vertical, horizontal).
+      padding: what is cut off at the borders, which is the padding of the convolution that this transposes: `same`,
+        `valid`, one width for every border, or ((top, bottom), (left, right)).
+      output_padding: rows and columns more at the end, one number or (vertical, horizontal), since a convolution with
+        a stride gives the same size for several.
+      dilation: distance of the kernel's taps, one number or (vertical, horizontal).
+      groups: the channels and the features are cut into so many groups, each convolved on its own.
+
+    Raises:
+      UserError: nothing is left of the output, the output's padding reaches beyond what a convolution would drop, or
+        the groups do not fit the channels.
+    """
+    strides, output_padding, dilation = pair(strides), pair(output_padding), pair(dilation)
+    widths = explicit_padding(padding, kernel.shape[:2], dilation)
+    for size, extent, stride, width, more, distance in zip(
+        x.shape[1:3], kernel.shape[:2], strides, widths, output_padding, dilation, strict=True
+    ):
+        transposed_output_size(size, extent, stride, width, more, distance)
+    _check_groups(x, kernel, groups)
+    return _convolve_transposed(x, kernel, Window(strides, widths, dilation, groups, output_padding))
+
+
+def _check_groups(x: Array, kernel: Array, groups: int) -> None:
     channels, features = x.shape[-1], kernel.shape[-1]
     if groups < 1 or channels % groups or features % groups:
         raise UserError(f"groups={groups} must divide both the {channels} channels and the {features} features")
     if kernel.shape[2] * groups != channels:
         raise UserError(f"the kernel takes {kernel.shape[2] * groups} channels; the images have {channels}")
-    if padding_mode != "zeros":
-        x, widths = pad(x, ((0, 0), *widths, (0, 0)), padding_mode), ((0, 0), (0, 0))
-    return _convolve(x, kernel, strides, widths, dilation, groups)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def _convolve(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
-    strides: Pair,
-    widths: tuple[Pair, Pair],
-    dilation: Pair,
-    groups: int,
-) -> Float[Array, "batch out_height out_width features"]:
-    return lax.conv_general_dilated(
+# Each form is differentiated by the product rule. On a CPU the two halves of the rule take other forms than the
+# function itself: backwards it is their transposes that run.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _convolve(x: Array, kernel: Array, window: Window) -> Array:
+    on_cpu = forms.on_cpu(x.shape, kernel.shape, window)
+    if on_cpu is forms.plain:
+        return forms.plain(x, kernel, window)
+    return lax.platform_dependent(
         x,
         kernel,
-        strides,
-        widths,
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        cpu=lambda x, kernel: on_cpu(x, kernel, window),
+        default=lambda x, kernel: forms.plain(x, kernel, window),
     )
 
 
+def _convolve_by_kernel(x: Array, kernel: Array, window: Window) -> Array:
+    """Convolves so that the transpose by the kernel, its gradient, is fast."""
+
+    def on_cpu(x: Array, kernel: Array) -> Array:
+        if window.groups == 1 and forms.output_grows(kernel.shape, window):
+            return forms.of_patches(x, kernel, window)
+        return _convolve(forms.stored(x), kernel, window)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=lambda x, kernel: _convolve(x, kernel, window))
+
+
 @partial(_convolve.defjvp, symbolic_zeros=True)
-def _convolve_jvp(
-    strides: Pair, widths: tuple[Pair, Pair], dilation: Pair, groups: int, primals: Any, tangents: Any
-) -> tuple[Array, Array]:
-    """The product rule, but the derivative by the kernel takes its images from memory."""
+def _convolve_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-    convolve = partial(_convolve, strides=strides, widths=widths, dilation=dilation, groups=groups)
     parts = []  # one at least, or JAX would not differentiate
     if not isinstance(x_tangent, SymbolicZero):
-        parts.append(convolve(x_tangent, kernel))
+        parts.append(_convolve(x_tangent, kernel, window))
     if not isinstance(kernel_tangent, SymbolicZero):
-        parts.append(convolve(lax.platform_dependent(x, cpu=_stored, default=lambda x: x), kernel_tangent))
-    return convolve(x, kernel), sum(parts[1:], parts[0])
+        parts.append(_convolve_by_kernel(x, kernel_tangent, window))
+    return _convolve(x, kernel, window), sum(parts[1:], parts[0])
 
 
-def _stored(x: Array) -> Array:
-    """Returns its input, past which XLA fuses nothing.
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _convolve_transposed(x: Array, kernel: Array, window: Window) -> Array:
+    return _transposed(x, kernel, window, _convolve)
 
-    On a CPU the gradient of the kernel wants the images with the batch innermost. XLA fuses this transposition with the
-    layers that made the images, norm and activation, and computes them once more in an order that misses the cache at
-    each value. From memory, a training step of ResNet-20 is 1.4 times as fast (batch 128, two cores, jaxlib 0.10.2).
-    An optimization barrier does not do: XLA's CPU compiler drops it before it fuses.
-    """
-    with set_xla_metadata(inlineable="false"):
-        return jax.jit(lambda x: x + 0)(x)
+
+def _transposed(x: Array, kernel: Array, window: Window, convolve: forms.Form) -> Array:
+    """Stamps in the form of the backend; in that for a CPU, by a convolution that is given."""
+    if window.dilation != (1, 1):
+        return forms.among_zeros(x, kernel, window)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(forms.by_phases, window=window, convolve=convolve),
+        default=partial(forms.among_zeros, window=window),
+    )
+
+
+@partial(_convolve_transposed.defjvp, symbolic_zeros=True)
+def _convolve_transposed_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+    parts = []  # one at least, or JAX would not differentiate
+    if not isinstance(x_tangent, SymbolicZero):
+        parts.append(forms.among_zeros(x_tangent, kernel, window))  # whose transpose is a plain convolution
+    if not isinstance(kernel_tangent, SymbolicZero):
+        parts.append(_transposed(x, kernel_tangent, window, _convolve_by_kernel))
+    return _convolve_transposed(x, kernel, window), sum(parts[1:], parts[0])

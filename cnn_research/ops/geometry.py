@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cnn_research.errors import UserError, nearest
 
@@ -18,7 +19,7 @@ def pair(value: int | Sequence[int]) -> Pair:
 
 
 def same_padding(kernel: int, dilation: int = 1) -> Pair:
-    """Returns the padding that keeps the size at stride 1.
+    """Returns the padding that keeps the size at stride 1, and at stride S gives ⌈I / S⌉.
 
     It is the same at every stride and, for an odd kernel, symmetric: (3, 3) for 7, where TensorFlow's SAME pads an even
     size at stride 2 by (2, 3). An even kernel has the odd value after.
@@ -58,6 +59,23 @@ def explicit_padding(
     return padding
 
 
+def _checked(kernel: int, stride: int, padding: int | Pair, dilation: int) -> Pair:
+    """Returns the padding as (before, after), after checking that numbers make a window."""
+    before, after = pair(padding)
+    if min(kernel, stride, dilation) < 1 or min(before, after) < 0:
+        raise UserError(
+            f"kernel {kernel}, stride {stride}, dilation {dilation}, padding {(before, after)} is no window; "
+            "kernel, stride and dilation are 1 or more, padding 0 or more"
+        )
+    return before, after
+
+
+def _steps(size: int, kernel: int, stride: int = 1, padding: int | Pair = 0, dilation: int = 1) -> Pair:
+    """Returns how many steps a window makes, fewer than 0 if it does not fit, and how many values then remain."""
+    before, after = _checked(kernel, stride, padding, dilation)
+    return divmod(before + size + after - dilation * (kernel - 1) - 1, stride)
+
+
 def output_size(size: int, kernel: int, stride: int = 1, padding: int | Pair = 0, dilation: int = 1) -> int:
     """Returns how many positions a window takes along one axis.
 
@@ -74,20 +92,103 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int | Pair = 0
     Raises:
       UserError: the window does not fit into the padded input, or a number is out of range.
     """
-    before, after = pair(padding)
-    if min(kernel, stride, dilation) < 1 or min(before, after) < 0:
-        raise UserError(
-            f"kernel {kernel}, stride {stride}, dilation {dilation}, padding {(before, after)} is no window; "
-            "kernel, stride and dilation are 1 or more, padding 0 or more"
-        )
-    extent = dilation * (kernel - 1) + 1
-    padded = before + size + after
-    if extent > padded:
+    steps, _ = _steps(size, kernel, stride, padding, dilation)
+    if steps < 0:
+        (before, after), extent = pair(padding), dilation * (kernel - 1) + 1
         raise UserError(
             f"a window of {extent} does not fit an input of {size} padded by {(before, after)}; "
             f"the input must be at least {extent - before - after}"
         )
-    return (padded - extent) // stride + 1
+    return steps + 1
+
+
+def transposed_output_size(
+    size: int, kernel: int, stride: int = 1, padding: int | Pair = 0, output_padding: int = 0, dilation: int = 1
+) -> int:
+    """Returns how many values a transposed convolution gives along one axis: S · (I − 1) + K − P + output padding.
+
+    A convolution of that many values gives `size` again. With a stride it does so for several sizes, of which this is
+    the least; `output_padding` says how much larger the wanted one is.
+
+    >>> transposed_output_size(28, 2, stride=2)  # an up-convolution of U-Net
+    56
+    >>> transposed_output_size(112, 7, stride=2, padding=3, output_padding=1)  # back from the stem of a ResNet
+    224
+
+    Args:
+      size: values along the axis.
+      kernel: size of the window.
+      stride: distance of the stamps.
+      padding: values cut off at each end, or (before, after).
+      output_padding: values more at the end, fewer than the stride or the dilation.
+      dilation: distance of the window's taps.
+
+    Raises:
+      UserError: nothing is left, or a number is out of range.
+    """
+    before, after = _checked(kernel, stride, padding, dilation)
+    if not 0 <= output_padding < max(stride, dilation):
+        raise UserError(
+            f"output padding {output_padding} is out of range; it must be from 0 to {max(stride, dilation) - 1}, "
+            f"less than the stride {stride} or the dilation {dilation}"
+        )
+    output = stride * (size - 1) + dilation * (kernel - 1) + 1 - before - after + output_padding
+    if output < 1 or size < 1:
+        raise UserError(
+            f"stamps of {dilation * (kernel - 1) + 1}, {stride} apart, for {size} values leave nothing when "
+            f"{(before, after)} is cut off"
+        )
+    return output
+
+
+def remainder(size: int, kernel: int, stride: int = 1, padding: int | Pair = 0, dilation: int = 1) -> int:
+    """Returns how many values at the end of an axis, padding among them, the last window leaves: (I − K + P) mod S.
+
+    >>> remainder(224, 11, stride=4)  # AlexNet's conv1 at the size that the paper says
+    1
+    >>> remainder(227, 11, stride=4)  # and at the one whose arithmetic works
+    0
+
+    Arguments and errors are those of `output_size`.
+    """
+    output_size(size, kernel, stride, padding, dilation)
+    return _steps(size, kernel, stride, padding, dilation)[1]
+
+
+def fitting_sizes(windows: Iterable[Sequence[Any]], sizes: Iterable[int]) -> list[int]:
+    """Returns which sizes pass a chain of windows without a remainder: every division by a stride is exact.
+
+    At any other size the end of some map is treated unlike its beginning: no window sees the last values, or the last
+    padding, and then it pads one side alone (Alsallakh et al. 2021, "Mind the pad", arXiv:2010.02178).
+
+    >>> fitting_sizes(5 * [(2, 2)], range(200, 300))  # VGG: multiples of 32
+    [224, 256, 288]
+    >>> fitting_sizes([(11, 4), (3, 2), (3, 2), (3, 2)], range(200, 300))  # AlexNet: not the 224 of its paper
+    [227, 259, 291]
+    >>> fitting_sizes(4 * [(3, 1), (3, 1), (2, 2)], range(550, 600))  # U-Net: its 572 among every 16th
+    [556, 572, 588]
+    >>> fitting_sizes([(7, 2, 3), *4 * [(3, 2, 1)]], range(200, 300))  # ResNet; at 224 the padding takes up the rest
+    [225, 257, 289]
+
+    Args:
+      windows: (kernel, stride), (kernel, stride, padding) or (kernel, stride, padding, dilation) of each, from the
+        image on; those that keep every size may be left out.
+      sizes: of the image, to choose from.
+
+    Raises:
+      UserError: a number is out of range.
+    """
+    windows = [*windows]
+
+    def passes(size: int) -> bool:
+        for window in windows:
+            steps, rest = _steps(size, *window)
+            if steps < 0 or rest:
+                return False
+            size = steps + 1
+        return True
+
+    return [*filter(passes, sizes)]
 
 
 def ceil_padding(size: int, kernel: int, stride: int) -> Pair:

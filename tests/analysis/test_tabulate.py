@@ -192,7 +192,8 @@ def equations(program):
     """Yields the equations of a program and of those that it calls."""
     for eqn in program.eqns:
         yield eqn
-        for value in eqn.params.values():
+        branches = eqn.params.get("branches", ())  # of `lax.platform_dependent`, its default last
+        for value in (*eqn.params.values(), *branches[-1:]):
             if isinstance(value, ClosedJaxpr | Jaxpr):
                 yield from equations(value)
 

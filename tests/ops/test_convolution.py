@@ -1,6 +1,8 @@
-"""`convolve` against loops and against SciPy."""
+"""`convolve` and its transpose against loops, SciPy, plain XLA and each other."""
 
+import doctest
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from cnn_research.errors import UserError
-from cnn_research.ops.convolution import convolve
+from cnn_research.ops import convolution
+from cnn_research.ops.convolution import convolve, convolve_transposed
+from cnn_research.ops.convolution_forms import Window, among_zeros
 
 NUMPYS = {"zeros": "constant", "edge": "edge", "reflect": "reflect", "symmetric": "symmetric", "circular": "wrap"}
 
@@ -39,15 +43,15 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 @given(st.data())
 def test_equals_brute_force(data):
     size, strides, dilation = data.draw(pairs), data.draw(pairs), data.draw(pairs)
-    groups = data.draw(st.integers(1, 2))
+    groups, channels = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))  # depthwise among them
     mode = data.draw(st.sampled_from(sorted(NUMPYS)))
     padding = tuple(data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2))) for _ in range(2))
     extents = [step * (extent - 1) + 1 for extent, step in zip(size, dilation, strict=True)]
     # At least the kernel's extent, and enough to mirror two values.
     shape = [max(extent, 3) + data.draw(st.integers(0, 2)) for extent in extents]
     rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
-    x = rng.normal(size=(data.draw(st.integers(0, 2)), *shape, 2 * groups)).astype(np.float32)
-    kernel = rng.normal(size=(*size, 2, 3 * groups)).astype(np.float32)
+    x = rng.normal(size=(data.draw(st.integers(0, 2)), *shape, channels * groups)).astype(np.float32)
+    kernel = rng.normal(size=(*size, channels, 2 * groups)).astype(np.float32)
     expected = brute_force(x, kernel, strides, padding, mode, dilation, groups)
     actual = convolve(jnp.asarray(x), jnp.asarray(kernel), strides, padding, mode, dilation, groups)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
@@ -109,6 +113,164 @@ def test_derivatives_of_first_and_second_order(data):
     check_grads(function, (x, kernel), 2, rtol=0.03, atol=0.03)
     check_grads(lambda x: function(x, kernel), (x,), 1, rtol=0.03, atol=0.03)
     check_grads(lambda kernel: function(x, kernel), (kernel,), 1, rtol=0.03, atol=0.03)
+
+
+def with_gradients(function, x, kernel, cotangent):
+    """Returns the output and both gradients, compiled as one."""
+
+    @jax.jit
+    def compute(x, kernel, cotangent):
+        y, pull = jax.vjp(function, x, kernel)
+        return y, *pull(cotangent.astype(y.dtype))
+
+    return compute(x, kernel, cotangent)
+
+
+def assert_close(actual, expected, tolerance):
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(
+            ours.astype("float32"), theirs, rtol=tolerance, atol=tolerance * float(jnp.abs(theirs).max())
+        )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
+@pytest.mark.parametrize(
+    ("channels", "features", "size", "strides", "padding", "groups"),
+    [
+        pytest.param(6, 5, 1, 2, 0, 1, id="pointwise"),
+        pytest.param(6, 12, 3, 2, 1, 6, id="depthwise"),
+        pytest.param(32, 32, 3, 1, 1, 2, id="groups"),
+        pytest.param(24, 36, 3, 2, 1, 12, id="narrow groups"),
+        pytest.param(1, 20, 3, 2, 1, 1, id="few channels to many"),
+    ],
+)
+def test_forms_for_a_cpu_equal_the_plain_one(channels, features, size, strides, padding, groups, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    shapes = (
+        (2, 7, 6, channels),
+        (size, size, channels // groups, features),
+        (2, 7 // strides + strides - 1, 6 // strides, features),
+    )
+    x, kernel, cotangent = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (strides, strides),
+            ((padding, padding), (padding, padding)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    ours = with_gradients(partial(convolve, strides=strides, padding=padding, groups=groups), x, kernel, cotangent)
+    assert {each.dtype for each in ours} == {jnp.dtype(dtype)}
+    wide = (each.astype("float32") for each in (x, kernel, cotangent))
+    assert_close(ours, with_gradients(plain, *wide), tolerance)
+
+
+def stamps(x, kernel, strides, padding, output_padding, dilation, groups):
+    """The definition, in loops."""
+    batch, rows, columns, _ = x.shape
+    height, width, inputs, features = kernel.shape
+    extents = [step * (size - 1) + 1 for size, step in zip((height, width), dilation, strict=True)]
+    whole = [
+        stride * (size - 1) + extent + more
+        for size, extent, stride, more in zip((rows, columns), extents, strides, output_padding, strict=True)
+    ]
+    y = np.zeros((batch, *whole, features))
+    for row, column, u, v, feature in np.ndindex(rows, columns, height, width, features):
+        group = feature // (features // groups)
+        pixel = x[:, row, column, group * inputs : (group + 1) * inputs] @ kernel[u, v, :, feature]
+        y[:, row * strides[0] + u * dilation[0], column * strides[1] + v * dilation[1], feature] += pixel
+    return y[:, padding[0][0] : whole[0] - padding[0][1], padding[1][0] : whole[1] - padding[1][1]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_transposed_equals_stamps(data):
+    size, strides = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4))), data.draw(pairs)
+    dilation = data.draw(st.sampled_from([(1, 1), (1, 1), (2, 3)]))
+    groups, channels = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
+    more = tuple(data.draw(st.integers(0, max(pair) - 1)) for pair in zip(strides, dilation, strict=True))
+    shape = data.draw(pairs)
+    whole = [
+        stride * (extent - 1) + step * (taps - 1) + end
+        for stride, extent, step, taps, end in zip(strides, shape, dilation, size, more, strict=True)
+    ]
+    ends = [data.draw(st.integers(0, min(2, most))) for most in whole]
+    padding = tuple((data.draw(st.integers(0, min(2, most - end))), end) for most, end in zip(whole, ends, strict=True))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    x = rng.normal(size=(data.draw(st.integers(0, 2)), *shape, channels * groups)).astype(np.float32)
+    kernel = rng.normal(size=(*size, channels, 2 * groups)).astype(np.float32)
+    expected = stamps(x, kernel, strides, padding, more, dilation, groups)
+    actual = convolve_transposed(jnp.asarray(x), jnp.asarray(kernel), strides, padding, more, dilation, groups)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+TRANSPOSED = [  # kernel, stride, padding, output padding, groups
+    pytest.param(2, 2, 0, 0, 1, id="U-Net"),
+    pytest.param(3, 2, 1, 1, 2, id="groups"),
+    pytest.param(4, 2, 1, 0, 1, id="FCN"),
+    pytest.param(2, 3, 0, 2, 1, id="gaps"),
+]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "more", "groups"), TRANSPOSED)
+def test_transposed_is_the_gradient_of_convolution(size, stride, padding, more, groups):
+    """For a CPU and for the others, with its own gradients."""
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in [(2, 4, 5, 4), (size, size, 4 // groups, 6)]
+    )
+    # The kernel of the convolution has their roles of channels and features exchanged, in each group.
+    exchanged = jnp.concatenate([part.swapaxes(2, 3) for part in jnp.split(kernel, groups, -1)], -1)
+    options = dict(strides=(stride, stride), output_padding=(more, more), groups=groups)
+    y = convolve_transposed(x, kernel, padding=padding, **options)
+    _, pull = jax.vjp(lambda images: convolve(images, exchanged, stride, padding, groups=groups), jnp.zeros_like(y))
+    np.testing.assert_allclose(y, *pull(x), rtol=1e-4, atol=1e-5)
+
+    window = Window(widths=((padding, padding), (padding, padding)), **options)
+    plain = partial(among_zeros, window=window)
+    cotangent = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
+    ours = with_gradients(partial(convolve_transposed, padding=padding, **options), x, kernel, cotangent)
+    assert_close(ours, with_gradients(plain, x, kernel, cotangent), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "stride", "padding", "more", "groups"), TRANSPOSED)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_transposed_equals_pytorchs(size, stride, padding, more, groups, dilation):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape).astype("float32") for shape in [(2, 4, 5, 4), (size, size, 4 // groups, 6)])
+    # [channels, features per group, height, width]
+    theirs = np.concatenate([part.transpose(2, 3, 0, 1) for part in np.split(kernel, groups, -1)])
+    expected = torch.nn.functional.conv_transpose2d(
+        torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(theirs), None, stride, padding, more, groups, dilation
+    )
+    actual = convolve_transposed(jnp.asarray(x), jnp.asarray(kernel), stride, padding, more, dilation, groups)
+    np.testing.assert_allclose(actual, expected.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"padding": 4}, "leave nothing"),
+        ({"output_padding": 1}, "output padding 1 is out of range; it must be from 0 to 0"),
+        ({"strides": 0}, "is no window"),
+        ({"groups": 3}, "must divide both the 4 channels and the 2 features"),
+    ],
+)
+def test_faults_of_transposition_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        convolve_transposed(jnp.ones((1, 5, 5, 4)), jnp.ones((3, 3, 4, 2)), **arguments)
+
+
+def test_examples_in_docstrings():
+    result = doctest.testmod(convolution)
+    assert result.attempted > 3
+    assert result.failed == 0
 
 
 @pytest.mark.parametrize(("platform", "stored"), [("cpu", True), ("cuda", False), ("tpu", False)])

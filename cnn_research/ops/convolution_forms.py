@@ -1,0 +1,238 @@
+"""The forms that a convolution can take: XLA's own, and those that its CPU compiler runs faster.
+
+They give the same numbers but for rounding; which of them runs is decided in `ops.convolution`. Ratios are those of
+times, measured in turns on two cores (AVX-512, jaxlib 0.10.2) by `python -m experiments.benchmark --suite=conv`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array, Float
+
+from cnn_research.ops.geometry import Pair, output_size, transposed_output_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How a kernel slides over images.
+
+    Attributes:
+      strides: steps, vertical and horizontal.
+      widths: padding with zeros, ((top, bottom), (left, right)).
+      dilation: distances of the taps.
+      groups: groups of channels that are convolved on their own.
+      output_padding: rows and columns more at the end, of a transposed convolution.
+    """
+
+    strides: Pair = (1, 1)
+    widths: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    output_padding: Pair = (0, 0)
+
+    @property
+    def valid(self) -> "Window":
+        """The same without padding."""
+        return dataclasses.replace(self, widths=((0, 0), (0, 0)))
+
+
+# Takes images, a kernel and a window.
+Form = Callable[[Array, Array, Window], Array]
+
+
+def on_cpu(x_shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> Form:
+    """Returns the form for a CPU.
+
+    Args:
+      x_shape: of the images, [batch, height, width, channels].
+      kernel_shape: height, width, channels per group, features.
+      window: how it slides.
+    """
+    if window.groups > 1:
+        return depthwise if kernel_shape[2] == 1 else grouped
+    if tuple(kernel_shape[:2]) == (1, 1) and window.valid == window:
+        return pointwise
+    axes = zip(x_shape[1:3], kernel_shape[:2], window.strides, window.widths, window.dilation, strict=True)
+    return of_patches if any(_is_covered(*axis) for axis in axes) else plain
+
+
+def _is_covered(size: int, kernel: int, stride: int, padding: Pair, dilation: int) -> bool:
+    """Tells whether a kernel is larger than the images or than the output, over which it slides in the gradient."""
+    return min(size, output_size(size, kernel, stride, padding, dilation)) < dilation * (kernel - 1) + 1
+
+
+def output_grows(kernel_shape: Sequence[int], window: Window) -> bool:
+    """Tells whether a window without strides takes more positions than the images have pixels along an axis.
+
+    Args:
+      kernel_shape: height, width, channels per group, features.
+      window: how it slides.
+    """
+    return any(
+        sum(width) > step * (extent - 1)
+        for width, step, extent in zip(window.widths, window.dilation, kernel_shape[:2], strict=True)
+    )
+
+
+def plain(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Convolves as XLA does."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window.strides,
+        window.widths,
+        rhs_dilation=window.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=window.groups,
+    )
+
+
+def pointwise(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "1 1 channels features"], window: Window
+) -> Float[Array, "batch out_height out_width features"]:
+    """Multiplies by the kernel of one pixel as by a matrix: 2.4 times as fast, its gradient 5 to 20 times."""
+    vertical, horizontal = window.strides
+    return lax.dot_general(x[:, ::vertical, ::horizontal], kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+def depthwise(
+    x: Float[Array, "batch height width groups"],
+    kernel: Float[Array, "kernel_height kernel_width 1 features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Adds up the taps' products value by value, where each channel is a group; in float32 at least."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    images = jnp.repeat(x.astype(wide), kernel.shape[-1] // window.groups, -1)
+    taps = kernel.astype(wide).reshape(-1, kernel.shape[-1])
+    products = [seen * tap for seen, tap in zip(_seen(images, kernel.shape[:2], window), taps, strict=True)]
+    return sum(products[1:], products[0]).astype(x.dtype)
+
+
+def grouped(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Convolves some groups at a time, by a kernel that is zero between them.
+
+    As many together as it takes to have 16 channels, from which on a convolution is fast.
+    """
+    groups = window.groups
+    together = next((each for each in range(1, groups) if groups % each == 0 and each * kernel.shape[2] >= 16), groups)
+    images, kernels = (jnp.split(array, groups // together, -1) for array in (x, kernel))
+    kernels = [_block_diagonal(each, together) for each in kernels]
+    alone = dataclasses.replace(window, groups=1)
+    form = on_cpu(images[0].shape, kernels[0].shape, alone)
+    return jnp.concatenate([form(*part, alone) for part in zip(images, kernels, strict=True)], -1)
+
+
+def _block_diagonal(
+    kernel: Float[Array, "height width channels_per_group features"], groups: int
+) -> Float[Array, "height width channels features"]:
+    """Returns the kernel of one group that does what this one does for several."""
+    height, width, channels, features = kernel.shape
+    parts = kernel.reshape(height, width, 1, channels, groups, features // groups)
+    apart = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
+    return (parts * apart).reshape(height, width, groups * channels, features)
+
+
+def of_patches(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Multiplies the matrix of all patches by the matrix of the kernel.
+
+    XLA's CPU compiler leaves a window to plain loops that is larger than what it slides over. So is one of 3x3 on the
+    2x2 pixels of VGG's last stage (CIFAR-10), where this is 100 times as fast; and in the kernel's gradient, where the
+    output slides over the images, that of `by_phases`: 15 times.
+    """
+    patches = jnp.concatenate([*_seen(x, kernel.shape[:2], window)], -1)
+    return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())))
+
+
+def _seen(
+    x: Float[Array, "batch height width channels"], kernel_size: Sequence[int], window: Window
+) -> Iterator[Float[Array, "batch out_height out_width channels"]]:
+    """Yields what each tap of a kernel sees, row by row."""
+    sizes = map(output_size, x.shape[1:3], kernel_size, window.strides, window.widths, window.dilation)
+    height, width = (stride * (size - 1) + 1 for stride, size in zip(window.strides, sizes, strict=True))
+    x = jnp.pad(x, ((0, 0), *window.widths, (0, 0)))
+    for index in range(math.prod(kernel_size)):
+        top = window.dilation[0] * (index // kernel_size[1])
+        left = window.dilation[1] * (index % kernel_size[1])
+        yield x[:, top : top + height : window.strides[0], left : left + width : window.strides[1]]
+
+
+def stored(x: Array) -> Array:
+    """Returns its input, past which XLA fuses nothing.
+
+    On a CPU the gradient of the kernel wants the images with the batch innermost. XLA fuses this transposition with the
+    layers that made the images, norm and activation, and computes them once more in an order that misses the cache at
+    each value. From memory, a training step of ResNet-20 is 1.4 times as fast (batch 128).
+    An optimization barrier does not do: XLA's CPU compiler drops it before it fuses.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(lambda x: x + 0)(x)
+
+
+def among_zeros(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Transposes a convolution as XLA does: by one of images between whose pixels stand zeros."""
+    axes = zip(kernel.shape[:2], window.widths, window.output_padding, window.dilation, strict=True)
+    borders = [
+        (distance * (extent - 1) - before, distance * (extent - 1) - after + more)
+        for extent, (before, after), more, distance in axes
+    ]
+    return lax.conv_general_dilated(
+        x,
+        jnp.flip(kernel, (0, 1)),
+        (1, 1),
+        borders,
+        lhs_dilation=window.strides,
+        rhs_dilation=window.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=window.groups,
+    )
+
+
+def by_phases(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    window: Window,
+    convolve: Form,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Transposes a convolution, of dilation 1, by one without a stride whose features are the pixels between stamps.
+
+    XLA's CPU compiler multiplies by the zeros between pixels, and leaves the gradient of the kernel to plain loops: for
+    a 2x2 kernel, stride 2, 64 channels in and out, [16, 28, 28], this is 40 times as fast.
+    """
+    (height, width, inputs, features), (down, right), groups = kernel.shape, window.strides, window.groups
+    taps = -(-height // down), -(-width // right)
+    # Tap s·q + r of a stamp falls into phase r of the pixel that lies q further on.
+    kernel = jnp.pad(kernel, ((0, taps[0] * down - height), (0, taps[1] * right - width), (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps[0], down, taps[1], right, inputs, groups, features // groups)
+    kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 4, 5, 1, 3, 6).reshape(*taps, inputs, -1)
+    y = convolve(x, kernel, Window(widths=((taps[0] - 1,) * 2, (taps[1] - 1,) * 2), groups=groups))
+
+    batch, rows, columns, _ = y.shape
+    y = y.reshape(batch, rows, columns, groups, down, right, features // groups).transpose(0, 1, 4, 2, 5, 3, 6)
+    y = y.reshape(batch, rows * down, columns * right, features)
+    y = jnp.pad(y, ((0, 0), *((0, more) for more in window.output_padding), (0, 0)))
+    sizes = map(
+        transposed_output_size, x.shape[1:3], (height, width), window.strides, window.widths, window.output_padding
+    )
+    (top, left), (rows, columns) = (before for before, _ in window.widths), sizes
+    return y[:, top : top + rows, left : left + columns]

@@ -18,7 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from cnn_research import analysis
-from cnn_research.data.batches import decode
+from cnn_research.data.images import decode
 from cnn_research.errors import UserError
 from cnn_research.training.evaluation import open_split
 from experiments import command_line

@@ -14,12 +14,13 @@ from flax import linen as nn
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from cnn_research.data.batches import Batch, load, resize
+from cnn_research.data.batches import Batch, load_step
+from cnn_research.data.images import resize
 from cnn_research.data.order import Shuffled
 from cnn_research.interop import safetensors
 from cnn_research.tasks import Task
 from cnn_research.training.evaluation import Evaluator, open_split
-from cnn_research.training.feed import image_spec
+from cnn_research.training.feed import image_spec, train_spec
 from cnn_research.training.initialize import restore_run
 from cnn_research.training.parallel import make_parallel
 from cnn_research.training.program import Program
@@ -120,11 +121,11 @@ class Run:
 
         Args:
           step: updates done before it.
-          augmented: as the network sees it, augmented and normalised; else as it is stored, uint8.
+          augmented: as the network sees it, augmented and normalised; else as the host gives it, uint8.
         """
         source = open_split(self.config, self.config.data.train)
         order = Shuffled(len(source), self.config.batch_size, self.config.seed)
-        batch = load(source, *order(step), image_spec(self.config.data))
+        batch = load_step(source, order, train_spec(self.config), slice(None), step)
         if not augmented:
             return batch
         augment_rng, _ = step_rngs(jax.random.key(self.config.seed), jnp.int32(step))

@@ -31,7 +31,7 @@ class Augmentation:
     Attributes:
       random_resized_crop: the smallest and the largest part of the image's area that a random window has, which is then
         resized to `data.crop_size`, or to the image's size where that is () (Szegedy et al. 2014, arXiv:1409.4842:
-        0.08,1.0); 1.0,1.0 is off.
+        0.08,1.0); 1.0,1.0 is off. Where `data.crop_on` is host, the host does it, out of the whole photograph.
       aspect_ratio: the smallest and the largest width over height of that window, log-uniform.
       pad_crop: pixels of padding on each side; a random window is then cropped, likewise of `data.crop_size` or of the
         image's size (He et al. 2015, arXiv:1512.03385: 4 for CIFAR); 0 is off.
@@ -142,6 +142,8 @@ def augment(
     Raises:
       UserError: the batch holds targets that an operation would have to move or mix too, or lacks labels to mix.
     """
+    if batch["image"].shape[1:3] == tuple(crop_size):  # as where the host has cropped
+        crop_size = ()
     operations = _operations(config, crop_size)
     mixes = config.mixup > 0 or config.cutmix > 0
     if not operations and not mixes:

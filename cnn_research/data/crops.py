@@ -6,11 +6,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from cnn_research.data.color import Image
+from cnn_research.data.windows import TRIES
 
 Window = Float[Array, "new_height new_width channels"]
-
-# So many windows are drawn before the largest that fits is taken, in Szegedy et al.'s code as in torchvision's.
-WINDOW_TRIES = 10
 
 
 def center_crop(
@@ -51,7 +49,7 @@ def random_resized_crop(
     height, width, _ = image.shape
     size_key, corner_key = jax.random.split(key)
     low, high = np.array([area, np.log(aspect_ratio)]).T
-    areas, aspects = jax.random.uniform(size_key, (WINDOW_TRIES, 2), minval=low, maxval=high).T
+    areas, aspects = jax.random.uniform(size_key, (TRIES, 2), minval=low, maxval=high).T
     areas, aspects = areas * height * width, jnp.exp(aspects)
     sizes = jnp.round(jnp.sqrt(jnp.stack([areas / aspects, areas * aspects], axis=-1))).astype(int)
     aspect = min(max(width / height, aspect_ratio[0]), aspect_ratio[1])

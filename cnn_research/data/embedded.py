@@ -30,7 +30,7 @@ def builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
     base, _, text = name.partition("/")
     if base not in NAMES:
         raise UserError(f"no embedded data set {base!r}; {nearest(base, NAMES)}")
-    with _quiet():
+    with quiet():
         if base == "digits":
             if text:
                 raise UserError(f"digits has no configs, but was asked for {name!r}; give digits alone")
@@ -54,7 +54,7 @@ def prepare(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
     Raises:
       UserError: there is no such data set or config, or the folder cannot be written.
     """
-    with _quiet():
+    with quiet():
         made = builder(name, data_dir)
         if made.is_prepared():
             return made
@@ -83,7 +83,7 @@ def _locked(path: epath.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences TFDS's prints and warnings, and its progress bars where they would not be on a terminal."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

@@ -2,15 +2,19 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import read_only_builder, registered
+from tensorflow_datasets.core.data_sources import array_record
+from tensorflow_datasets.proto import tf_example_pb2
 
 from cnn_research.data import embedded
 from cnn_research.errors import UserError, nearest
+
+SMALL_FILE = 2**14  # bytes
 
 
 @runtime_checkable
@@ -19,6 +23,10 @@ class Examples(Protocol):
 
     def __len__(self) -> int:
         """Returns the number of examples."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns an example."""
         ...
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
@@ -45,6 +53,26 @@ class Source:
     def __len__(self) -> int:
         """Returns the number of examples."""
         return len(self.examples)
+
+    def read(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yields the image files and labels of examples, and nothing else of them.
+
+        A list of MNIST's records takes a quarter of the time that they take one by one. A list of photographs takes
+        three times as much: ArrayRecord starts threads for it, and what it reads has left the cache when it is decoded.
+
+        Args:
+          indices: of the examples, one or more; the size of the first one's file decides.
+        """
+        records: Any = self.examples
+        parse: Callable[[Any], dict[str, Any]] = dict
+        if isinstance(records, array_record.ArrayRecordDataSource):
+            records, parse = records.data_source, _parse
+        first = parse(records[indices[0]])
+        if len(first["image"]) < SMALL_FILE:
+            yield from map(parse, records.__getitems__(indices))
+        else:
+            yield first
+            yield from map(parse, map(records.__getitem__, indices[1:]))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -137,6 +165,13 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         known = ", ".join(f"{key} ({info.num_examples})" for key, info in builder.info.splits.items())
         raise UserError(f"data set {name!r} has no examples in split {split!r}; its splits are {known}") from error
     return Source(name, split, examples, builder.info.features)
+
+
+def _parse(record: bytes) -> dict[str, Any]:
+    """Reads two features; TFDS takes 12 µs more for MNIST's, and 20 to 100 for a photograph's and all that it has."""
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    example: dict[str, Any] = {"image": features["image"].bytes_list.value[0]}
+    return example | {"label": features["label"].int64_list.value[0]} if "label" in features else example
 
 
 def _is_image(feature: Any) -> bool:

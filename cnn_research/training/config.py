@@ -14,6 +14,7 @@ from cnn_research.data.augmentation import Augmentation
 from cnn_research.errors import UserError, nearest
 
 PARALLEL = ("jit", "pmap")
+CROP_ON = ("device", "host")
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 
 # Fields that say how a run is watched, kept and spread over devices, and not what it computes: a run may resume with
@@ -61,11 +62,19 @@ def default_config(model: str, task: str = "classification", **model_fields: Any
                 class_names=(),  # read from the data set
                 image_size=(32, 32),  # height, width
                 crop_size=(),  # of the window that the network sees: random in training, else the middle; (): all
+                # Where training's windows are cut. device: out of image_size, in a set that may be resident; host: out
+                # of the whole photograph as it is decoded, in a set that is streamed.
+                crop_on="device",
+                # host: the shorter side of photographs that crop_size is cut out of, in pixels: the smallest and the
+                # largest, as in (256, 480); (): that of image_size.
+                short_side=(),
                 channels=3,
                 resize="stretch",  # stretch | pad | crop
                 mean=(0.5,),  # of pixels in 0..1; one for all channels or one for each
                 std=(0.5,),
-                resident="auto",  # on | off | auto: the split lives on the devices if its images take at most 1 GiB
+                # on | off | auto: a split lives on the devices if its images take at most 1 GiB. Where crop_on=host,
+                # that goes for evaluation alone.
+                resident="auto",
                 workers=0,  # processes that decode; 0: threads
             ),
             augmentation=dataclasses.asdict(Augmentation()),
@@ -122,6 +131,7 @@ def validate(config: ConfigDict) -> None:
             f"data.crop_size={crop} is no window of data.image_size={tuple(size)};"
             " give a height and a width up to that, or () for all of it"
         )
+    _validate_crops(config)
     if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):
         raise UserError(f"profile={config.profile!r}: give the first step and the one after the last, such as 100:110")
     for field in ("mean", "std"):
@@ -131,6 +141,33 @@ def validate(config: ConfigDict) -> None:
             )
     if min(config.data.std) <= 0:
         raise UserError(f"data.std={config.data.std} must be above 0")
+
+
+def _validate_crops(config: ConfigDict) -> None:
+    """Checks `crop_on` and what goes with it."""
+    data = config.data
+    crop_on, side = data.get("crop_on", "device"), tuple(data.get("short_side", ()))
+    if crop_on not in CROP_ON:
+        raise UserError(f"data.crop_on={crop_on!r} is unknown; {nearest(crop_on, CROP_ON)}")
+    if crops_on_host(data) and data.resident == "on":
+        raise UserError("data.resident=on keeps images as they are, data.crop_on=host cuts each anew; set one of them")
+    if not side:
+        return
+    if not crops_on_host(data) or tuple(config.augmentation.random_resized_crop) != (1.0, 1.0):
+        raise UserError(
+            f"data.short_side={side} needs data.crop_on=host, and augmentation.random_resized_crop=(1.0,1.0): that"
+            " cuts by area instead"
+        )
+    least = max(crop_size(data) or data.image_size)
+    if len(side) != 2 or not all(isinstance(part, int) for part in side) or not least <= side[0] <= side[1]:
+        raise UserError(
+            f"data.short_side={side}: give the smallest and the largest length, in pixels, from {least}, which is seen"
+        )
+
+
+def crops_on_host(data: ConfigDict) -> bool:
+    """Returns whether training's windows come from the host; those of runs that are older than the field do not."""
+    return data.get("crop_on", "device") == "host"
 
 
 def crop_size(data: ConfigDict) -> tuple[int, ...]:

@@ -9,17 +9,36 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnn_research.data import batches
+from cnn_research.data.images import ImageSpec
 from cnn_research.data.order import Order
 from cnn_research.data.sources import Source
+from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
+from cnn_research.training.config import crop_size, crops_on_host
 from cnn_research.training.parallel import Jit
 
 RESIDENT_BYTES = 2**30  # what `data.resident=auto` keeps on each device
 
 
-def image_spec(data: ConfigDict) -> batches.ImageSpec:
-    """Returns the shape that `config.data` brings images to."""
-    return batches.ImageSpec(tuple(data.image_size), data.channels, data.resize)
+def image_spec(data: ConfigDict) -> ImageSpec:
+    """Returns what `config.data` brings images to, where nothing is drawn."""
+    return ImageSpec(tuple(data.image_size), data.channels, data.resize)
+
+
+def train_spec(config: ConfigDict) -> ImageSpec:
+    """Returns what the host brings training's images to: the network's windows, where it draws them."""
+    data, augmentation = config.data, config.augmentation
+    spec = image_spec(data)
+    if not crops_on_host(data):
+        return spec
+    area = tuple(augmentation.random_resized_crop)
+    windows = RandomWindows(
+        seed=config.seed,
+        area=() if area == (1.0, 1.0) else area,
+        aspect_ratio=tuple(augmentation.aspect_ratio),
+        short_side=tuple(data.short_side) or (min(spec.size),) * 2,
+    )
+    return dataclasses.replace(spec, size=crop_size(data) or spec.size, windows=windows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +51,7 @@ class Feed:
     Attributes:
       source: the split.
       order: which examples a step sees.
-      spec: the images' shape.
+      spec: what images are brought to.
       parallel: how batches lie on the devices.
       data: the resident split, or {}.
       workers: processes that decode a streamed split.
@@ -40,14 +59,14 @@ class Feed:
 
     source: Source
     order: Order
-    spec: batches.ImageSpec
+    spec: ImageSpec
     parallel: Jit
     data: dict[str, jax.Array]
     workers: int = 0
 
     def batch(self, step: int) -> batches.Batch:
         """Returns the whole global batch of a step as it is before augmentation, on the host."""
-        return batches.load(self.source, *self.order(step), self.spec)
+        return batches.load_step(self.source, self.order, self.spec, slice(None), step)
 
     def __call__(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Yields the batches of the steps from `start` to before `stop`, on the devices."""
@@ -61,25 +80,29 @@ class Feed:
                 yield self.parallel.place(batch)
 
 
-def make_feed(source: Source, order: Order, data: ConfigDict, parallel: Jit) -> Feed:
+def make_feed(source: Source, order: Order, data: ConfigDict, parallel: Jit, spec: ImageSpec | None = None) -> Feed:
     """Returns the feed that `config.data` asks for.
+
+    A split is resident where `data.resident` says so and its images are the same at every step. Random windows that the
+    host cuts out of the files are new ones each time: such a split is streamed, whatever its size.
 
     Args:
       source: the split.
       order: which examples a step sees.
       data: `config.data`.
       parallel: how batches lie on the devices.
+      spec: what images are brought to: training's `train_spec`, or `image_spec` unless given.
 
     Raises:
       UserError: the examples are not those that the task needs.
     """
-    spec = image_spec(data)
+    spec = spec or image_spec(data)
     for key in ("image", "label"):
         if key not in source.features:
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
-    resident = data.resident == "on" or (data.resident == "auto" and batches.nbytes(source, spec) <= RESIDENT_BYTES)
+    small = batches.nbytes(source, spec) <= RESIDENT_BYTES
     content: dict[str, Any] = {}
-    if resident:
+    if not spec.windows and (data.resident == "on" or (data.resident == "auto" and small)):
         content = batches.load_all(source, spec)
         del content["example_mask"]  # a batch brings its own
         content = parallel.spread(parallel.replicate(content))

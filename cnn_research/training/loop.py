@@ -21,7 +21,7 @@ from cnn_research.errors import UserError
 from cnn_research.training import config as configs
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.evaluation import Evaluator, check_classes, open_split
-from cnn_research.training.feed import Feed, make_feed
+from cnn_research.training.feed import Feed, make_feed, train_spec
 from cnn_research.training.initialize import initial_variables
 from cnn_research.training.parallel import Jit, make_parallel
 from cnn_research.training.postmortem import write_postmortem
@@ -71,7 +71,7 @@ def _train(
 ) -> dict[str, Any]:
     config = program.config
     order = Shuffled(len(train_source), config.batch_size, config.seed)
-    feed = make_feed(train_source, order, config.data, parallel)
+    feed = make_feed(train_source, order, config.data, parallel, train_spec(config))
     evaluator = Evaluator(program.model, program.task, program.preprocessing, test_source, config, Jit(parallel.mesh))
     if jax.process_index() == 0:
         write_text(workdir / "config.json", configs.to_json(config))

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cnn_research import models, tasks
 from cnn_research.data.augmentation import Augmentation
 from cnn_research.errors import UserError
-from cnn_research.training.config import PRECISION, crop_size, input_shape, validate
+from cnn_research.training.config import PRECISION, crop_size, crops_on_host, input_shape, validate
 from cnn_research.training.durations import parse_steps
 from cnn_research.training.optimizers import make_optimizer, make_schedule, matches
 from cnn_research.training.state import TrainState, create_state, init_variables
@@ -62,7 +62,8 @@ class Program:
     @functools.cached_property
     def abstract_variables(self) -> dict[str, Any]:
         """Shapes and dtypes of the network's variables."""
-        return jax.eval_shape(self.init_variables)
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), "float32")
+        return jax.eval_shape(functools.partial(self.model.init, train=False), jax.random.key(0), images)
 
     def init_state(self, variables: dict[str, Any]) -> TrainState:
         """Returns the state before the first step."""
@@ -71,7 +72,7 @@ class Program:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the training state."""
-        return jax.eval_shape(lambda: self.init_state(self.init_variables()))
+        return jax.eval_shape(self.init_state, self.abstract_variables)
 
     def train_step(self, axis_name: str | None = None) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
         """Returns `step(state, batch, data) -> (state, metrics)`, see `training.step` and `training.feed`."""
@@ -106,6 +107,8 @@ def make_program(config: ConfigDict) -> Program:
         raise UserError(f"duration={config.duration!r} is less than one step of batch_size={config.batch_size}")
     schedule = make_schedule(config.optimizer, total_steps, steps_per_epoch)
     augmentation = Augmentation(**config.augmentation.to_dict())
+    if crops_on_host(data):
+        augmentation = dataclasses.replace(augmentation, random_resized_crop=(1.0, 1.0))
     return Program(
         config=config,
         model=models.create(**{**config.model.to_dict(), "dtype": compute_dtype(config)}),

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 from cnn_research import analysis, training
-from cnn_research.data.batches import decode
+from cnn_research.data.images import ImageSpec, decode, resize
+from cnn_research.data.order import Shuffled
+from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
 from cnn_research.interop import safetensors
 from cnn_research.training.evaluation import open_split
@@ -72,6 +74,26 @@ def test_a_network_that_sees_a_window_of_its_images(digits_config, tmp_path):
     middle = (whole[:, 2:34, 2:34].astype(np.float32) / 255 - 0.3) / 0.38
     expected = run.model.apply(run.variables, jax.numpy.asarray(middle), train=False)
     np.testing.assert_allclose(run.predict(whole)["logits"], expected, rtol=1e-4, atol=1e-5)
+    assert run.evaluate()["accuracy"] == result["test/accuracy"]
+
+
+def test_a_network_that_sees_what_the_host_has_cut(digits_config, tmp_path):
+    config = digits_config()
+    config.data.update(image_size=(37, 36), crop_size=(32, 32), crop_on="host")
+    config.augmentation.random_resized_crop = (0.3, 1.0)
+    config.data.train = "train[:100]"
+    result = training.train(config, tmp_path, jax.devices()[:1])
+    run = analysis.load_run(tmp_path)
+    stored, seen = run.batch(3), run.batch(3, augmented=True)
+    assert stored["image"].shape == (32, 32, 32, 1)
+    np.testing.assert_allclose(seen["image"], (stored["image"] / 255 - 0.3) / 0.38, atol=1e-5)
+    source = open_split(run.config, "train[:100]")
+    order = Shuffled(100, 32, config.seed)
+    windows = RandomWindows(config.seed, area=(0.3, 1.0))
+    for row, (index, draws) in enumerate(zip(order(3)[0], windows.draws(3, 32).tolist(), strict=True)):
+        top, left, height, width = windows((8, 8), (32, 32), draws)
+        window = decode(source.examples[int(index)]["image"], 1)[top : top + height, left : left + width]
+        np.testing.assert_array_equal(stored["image"][row], resize(window, ImageSpec((32, 32), 1)))
     assert run.evaluate()["accuracy"] == result["test/accuracy"]
 
 

@@ -187,3 +187,26 @@ def test_a_format_without_random_access_is_refused(prepared, tmp_path):
     (directory / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match="'colours' is stored without random access; prepare it again as ArrayRecord"):
         sources.open_source("colours", "train", str(tmp_path))
+
+
+@pytest.mark.parametrize("small", [0, 2**14])
+@pytest.mark.parametrize("name", ["colours", "nameless/small"])
+def test_read_gives_the_image_files_and_labels_that_tfds_gives(prepared, monkeypatch, name, small):
+    """One by one, as photographs are read, and as a list."""
+    monkeypatch.setattr(sources, "SMALL_FILE", small)
+    source = sources.open_source(name, "train[2:]", prepared)
+    indices = [7, 0, 3, 3]
+    read = list(source.read(indices))
+    assert read == source.examples.__getitems__(indices)
+    assert cv2.imdecode(np.frombuffer(read[1]["image"], np.uint8), cv2.IMREAD_COLOR).max() == 20
+
+
+def test_read_takes_examples_in_memory():
+    class Examples(list):
+        def __getitems__(self, indices):
+            return [self[index] for index in indices]
+
+    examples = Examples({"image": bytes(length), "label": length} for length in (2, 2**15))
+    source = sources.Source("a", "b", examples, Colours.FEATURES)
+    for indices in ([0, 1, 0], [1, 0, 1]):
+        assert list(source.read(indices)) == [examples[index] for index in indices]

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from cnn_research import models, training
+from cnn_research.data.images import ImageSpec
+from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
+from cnn_research.training.feed import image_spec, train_spec
 from experiments.configs import imagenet
 
 NAMES = [name for name in models.names() if name.startswith(tuple(imagenet.MODERN)) and not name.endswith("_cifar")]
@@ -27,15 +30,42 @@ def test_every_recipe_builds(name, recipe):
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "googlenet", "resnet50", "resnet50,modern"])
 def test_training_and_evaluation_give_the_network_its_size(name):
-    program = training.make_program(imagenet.get_config(name))
-    batch = {
-        "image": jax.ShapeDtypeStruct((4, 256, 256, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((4,), jnp.int32),
-        "example_mask": jax.ShapeDtypeStruct((4,), jnp.bool),
-    }
-    trained = jax.eval_shape(program.preprocessing.train, batch, jax.random.key(0))
-    tested = jax.eval_shape(program.preprocessing.test, batch)
+    config = imagenet.get_config(name)
+    program = training.make_program(config)
+
+    def batch(spec):
+        return {
+            "image": jax.ShapeDtypeStruct((4, *spec.size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((4,), jnp.int32),
+            "example_mask": jax.ShapeDtypeStruct((4,), jnp.bool),
+        }
+
+    trained = jax.eval_shape(program.preprocessing.train, batch(train_spec(config)), jax.random.key(0))
+    tested = jax.eval_shape(program.preprocessing.test, batch(image_spec(config.data)))
     assert trained["image"].shape == tested["image"].shape == (4, *program.image_shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "windows"),
+    [
+        ("alexnet", None),
+        ("nin_imagenet", None),
+        ("alexnet_owt", RandomWindows(0, area=(0.08, 1.0))),
+        ("vgg16", RandomWindows(0, short_side=(256, 256))),
+        ("googlenet", RandomWindows(0, area=(0.08, 1.0))),
+        ("googlenet_bn", RandomWindows(0, area=(0.08, 1.0))),
+        ("resnet50", RandomWindows(0, short_side=(256, 480))),
+        ("resnet50,modern", RandomWindows(0, area=(0.08, 1.0))),
+        ("alexnet,modern", RandomWindows(0, area=(0.08, 1.0))),
+    ],
+)
+def test_windows_are_those_of_the_papers(name, windows):
+    config = imagenet.get_config(name)
+    spec = train_spec(config)
+    assert spec.windows == windows
+    assert spec.size == (models.input_shape(name.partition(",")[0])[:2] if windows else (256, 256))
+    assert image_spec(config.data) == ImageSpec((256, 256), 3, "crop")
+    assert training.make_program(config).preprocessing.augmentation.random_resized_crop == (1.0, 1.0)
 
 
 def test_paper_is_what_is_meant_where_no_recipe_is_named():

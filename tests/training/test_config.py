@@ -89,8 +89,10 @@ def test_the_networks_input_is_the_window(config):
     config.data.crop_size = (40, 30)
     configs.validate(config)
     assert configs.input_shape(config.data) == (40, 30, 1)
-    del config.data.crop_size  # a run that is older than the field
+    del config.data.crop_size, config.data.crop_on, config.data.short_side  # a run that is older than the fields
     assert configs.input_shape(config.data) == (40, 36, 1)
+    assert not configs.crops_on_host(config.data)
+    configs.validate(config)
 
 
 def test_differences_are_the_fields_that_change_what_is_computed(config):
@@ -146,6 +148,23 @@ def test_differences_hold_fields_of_one_side_alone(config):
         ({"data.crop_size": (28, 33)}, r"data.crop_size=\(28, 33\) is no window of data.image_size=\(32, 32\); give"),
         ({"data.crop_size": (0, 28)}, "data.crop_size=.* is no window"),
         ({"data.crop_size": (28,)}, "data.crop_size=.* is no window"),
+        ({"data.crop_on": "hots"}, "data.crop_on='hots' is unknown; did you mean 'host'"),
+        (
+            {"data.crop_on": "host", "data.resident": "on"},
+            "data.resident=on keeps images as they are, data.crop_on=host",
+        ),
+        ({"data.short_side": (40, 60)}, r"data.short_side=\(40, 60\) needs data.crop_on=host, and"),
+        (
+            {"data.crop_on": "host", "data.short_side": (40, 60), "augmentation.random_resized_crop": (0.08, 1.0)},
+            r"data.short_side=.* needs .* augmentation.random_resized_crop=\(1.0,1.0\): that cuts by area instead",
+        ),
+        ({"data.crop_on": "host", "data.short_side": (31, 60)}, "data.short_side=.* in pixels, from 32, which is seen"),
+        ({"data.crop_on": "host", "data.short_side": (60, 40)}, "data.short_side=.* give the smallest and the largest"),
+        ({"data.crop_on": "host", "data.short_side": (60,)}, "data.short_side=.* give the smallest and the largest"),
+        (
+            {"data.crop_on": "host", "data.short_side": ("a", "b")},
+            "data.short_side=.* give the smallest and the largest",
+        ),
     ],
 )
 def test_validate_names_the_field_and_what_would_be_right(config, changes, message):

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cnn_research.data.batches import ImageSpec, load
+from cnn_research.data.batches import load, load_step
+from cnn_research.data.images import ImageSpec
 from cnn_research.data.order import Sequential, Shuffled
 from cnn_research.data.sources import open_source
+from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
 from cnn_research.training import feed as feeds
 from cnn_research.training.config import default_config
-from cnn_research.training.feed import image_spec, make_feed
+from cnn_research.training.feed import image_spec, make_feed, train_spec
 from cnn_research.training.parallel import make_parallel
 from cnn_research.training.step import gather
 
@@ -85,6 +87,49 @@ def test_each_replica_gets_its_part(source, resident):
     for key in expected:
         assert gathered[key].shape[:2] == (devices, 16 // devices)
         np.testing.assert_array_equal(np.concatenate(gathered[key]), expected[key])
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "windows"),
+    [
+        ({"data.crop_size": (6, 5)}, (8, 8), None),
+        ({"augmentation.random_resized_crop": (0.08, 1.0)}, (8, 8), None),
+        ({"data.crop_on": "host"}, (8, 8), RandomWindows(7, short_side=(8, 8))),
+        ({"data.crop_on": "host", "data.crop_size": (6, 5)}, (6, 5), RandomWindows(7, short_side=(8, 8))),
+        ({"data.crop_on": "host", "data.short_side": (9, 12)}, (8, 8), RandomWindows(7, short_side=(9, 12))),
+        (
+            {
+                "data.crop_on": "host",
+                "data.crop_size": (6, 5),
+                "augmentation.random_resized_crop": (0.08, 1.0),
+                "augmentation.aspect_ratio": (0.5, 2.0),
+            },
+            (6, 5),
+            RandomWindows(7, area=(0.08, 1.0), aspect_ratio=(0.5, 2.0), short_side=(8, 8)),
+        ),
+    ],
+)
+def test_training_takes_the_windows_that_the_config_says(changes, size, windows):
+    config = default_config("lenet5")
+    config.seed = 7
+    config.data.update(channels=1, image_size=(8, 8))
+    config.update_from_flattened_dict(changes)
+    assert train_spec(config) == ImageSpec(size, 1, "stretch", windows)
+    assert image_spec(config.data) == SPEC
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_what_the_host_cuts_is_streamed(source, kind):
+    """However small the set is; the batch of a step is that of seed and step."""
+    spec = ImageSpec((6, 6), 1, windows=RandomWindows(seed=1, area=(0.08, 1.0)))
+    order = Shuffled(50, 16, seed=1)
+    feed = make_feed(source, order, data(), make_parallel(kind), spec)
+    assert not feed.data
+    for step, batch in zip((3, 4), feed(3, 5), strict=True):
+        expected = load_step(source, order, spec, slice(None), step)
+        assert_same(feed.batch(step), expected)
+        assert_same({key: np.reshape(value, expected[key].shape) for key, value in batch.items()}, expected)
+    assert make_feed(source, order, data(), make_parallel(kind)).data  # evaluation's images are the same each time
 
 
 def test_a_set_without_labels_is_refused(source):

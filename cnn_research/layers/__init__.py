@@ -1,7 +1,7 @@
 """Flax modules that several families of networks share, each a layer that analysis can address by name."""
 
 from cnn_research.layers.activations import ACTIVATIONS, Activation, activation
-from cnn_research.layers.convolution import Conv, PartialConv
+from cnn_research.layers.convolution import Conv, ConvTranspose, PartialConv
 from cnn_research.layers.fields import check_choice, check_shared, check_unused
 from cnn_research.layers.initializers import INITIALIZERS, initializer
 from cnn_research.layers.local import DenseConv, LocalConv
@@ -19,6 +19,7 @@ __all__ = [
     "Activation",
     "AdaptiveAvgPool",
     "Conv",
+    "ConvTranspose",
     "DenseConv",
     "LocalConv",
     "LocalResponseNorm",

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cnn_research.layers.initializers import Initializer
-from cnn_research.ops.convolution import convolve
+from cnn_research.ops.convolution import convolve, convolve_transposed
 from cnn_research.ops.geometry import Padding, pair
 
 
@@ -63,6 +63,60 @@ class Conv(nn.Module):
             self.padding_mode,
             self.dilation,
             self.groups,
+        )
+        if self.use_bias:
+            y += self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(self.dtype)
+        return y
+
+
+class ConvTranspose(nn.Module):
+    """A transposed 2-D convolution, which makes images larger: see `ops.convolution.convolve_transposed`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: size, one number or (height, width).
+      strides: distance of the stamps, one number or (vertical, horizontal).
+      padding: what is cut off at the borders: `same`, `valid`, one width for every border, or
+        ((top, bottom), (left, right)).
+      output_padding: rows and columns more at the end, one number or (vertical, horizontal).
+      groups: groups of channels that are convolved on their own.
+      use_bias: whether a bias is added to each output channel.
+      kernel_init: initializer of the kernel.
+      bias_init: initializer of the bias.
+      dtype: of the computation and the output.
+      param_dtype: of the parameters.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int]
+    strides: int | tuple[int, int] = 1
+    padding: Padding = 0
+    output_padding: int | tuple[int, int] = 0
+    groups: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = initializers.lecun_normal()
+    bias_init: Initializer = initializers.zeros
+    dtype: DTypeLike = "float32"
+    param_dtype: DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch out_height out_width features"]:
+        """Stamps the kernel for each pixel.
+
+        Args:
+          x: images.
+        """
+        shape = (*pair(self.kernel_size), x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        y = convolve_transposed(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.strides,
+            self.padding,
+            self.output_padding,
+            groups=self.groups,
         )
         if self.use_bias:
             y += self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(self.dtype)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
@@ -28,7 +29,35 @@ def lecun1998(
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
+def bilinear(
+    key: PRNGKeyArray | UInt32[Array, "2"], shape: Sequence[int], dtype: DTypeLike = "float32"
+) -> Float[Array, "height width channels_per_group features"]:
+    """Returns the kernel of a transposed convolution that interpolates each channel bilinearly (Long et al. 2015).
+
+    A kernel of 2·s (or 2·s − 1) does so at a stride of s: it falls from its middle to 0 in steps of 1/s.
+
+    Args:
+      key: not used.
+      shape: height, width, channels per group, features; each feature of a group interpolates one channel.
+      dtype: of the weights.
+
+    Raises:
+      UserError: there are more channels than features that could interpolate them.
+    """
+    *size, channels, features = shape
+    if features % channels:
+        raise UserError(f"bilinear: {features} features cannot interpolate {channels} channels; a multiple could")
+    factors = [(extent + 1) // 2 for extent in size]
+    vertical, horizontal = (
+        1 - jnp.abs(jnp.arange(extent) - (factor - 1 if extent % 2 else factor - 0.5)) / factor
+        for extent, factor in zip(size, factors, strict=True)
+    )
+    which = jnp.arange(channels)[:, None] == jnp.arange(features) % channels
+    return (vertical[:, None, None, None] * horizontal[:, None, None] * which).astype(dtype)
+
+
 INITIALIZERS: dict[str, Initializer] = {
+    "bilinear": bilinear,
     "glorot_normal": initializers.glorot_normal(),
     "glorot_uniform": initializers.glorot_uniform(),
     "he_normal": initializers.he_normal(),

@@ -1,4 +1,4 @@
-"""`Conv` against Flax's, `PartialConv` against a dense one with holes."""
+"""`Conv` and `ConvTranspose` against Flax's, `PartialConv` against a dense one with holes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn_research.layers import Conv, PartialConv
+from cnn_research.layers import Conv, ConvTranspose, PartialConv
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,29 @@ def test_equals_flaxs_with_the_same_parameters(ours, flaxs):
     np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dtypes_of_computation_and_parameters():
-    y, variables = Conv(2, 3, dtype="bfloat16").init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+def test_transposed_equals_flaxs_with_the_same_parameters():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 5, 4))
+    reference = nn.ConvTranspose(6, (3, 2), strides=(2, 2), padding="VALID", bias_init=nn.initializers.normal())
+    expected, variables = reference.init_with_output(jax.random.key(1), x)
+    module = ConvTranspose(6, (3, 2), strides=2)
+    shapes = jax.eval_shape(module.init, jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+    # Flax stamps the kernel turned by 180°.
+    variables["params"]["kernel"] = variables["params"]["kernel"][::-1, ::-1]
+    np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+    cut = ConvTranspose(6, (3, 2), 2, padding=((1, 0), (0, 1)), output_padding=1, groups=1, use_bias=False)
+    bare = {"params": {"kernel": variables["params"]["kernel"]}}
+    whole = expected - variables["params"]["bias"]
+    y = cut.apply(bare, x)
+    np.testing.assert_allclose(y[:, :-1, :], whole[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [Conv, ConvTranspose])
+def test_dtypes_of_computation_and_parameters(layer):
+    y, variables = layer(2, 3, dtype="bfloat16").init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    variables = Conv(2, 3, param_dtype="bfloat16").init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+    variables = layer(2, 3, param_dtype="bfloat16").init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("bfloat16")}
 
 

@@ -6,6 +6,15 @@ machine whose speed drifts slows both.
 
 Suites:
   loop: images/s of a whole run (data, logging, checkpoints) over calling its compiled step alone on one resident batch.
+  train_step: images/s of that step by network; with --against=torch over those of the same network in PyTorch. On an
+    accelerator in bfloat16, with the share of what the chip can do.
+  startup: seconds from the command to the end of the first training step; the ratio is those of a cold start over those
+    of a warm one, with the programs in the compilation cache.
+  input: images/s of photographs becoming batches of random windows, 224x224: on a core, over OpenCV's bare decoding and
+    over Pillow; and over one thread or process, with more.
+  conv: GFLOP/s of convolutions, forwards, by their input and by their kernel, beside those of a product of matrices;
+    the ratio is over plain `lax`, and with --against=torch there is torch_ratio, over PyTorch.
+  pool: milliseconds of max and average pooling; likewise.
 """
 
 import json
@@ -16,23 +25,28 @@ from etils import epath
 
 from cnn_research.errors import UserError, nearest
 from experiments import command_line
-from experiments.suites import loop
+from experiments.suites import conv, input, loop, pool, startup, train_step
 
 _SUITE = flags.DEFINE_string("suite", "loop", "what to measure")
 _OUT = flags.DEFINE_string("out", "", "a file for the JSON object too")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "turns of each", lower_bound=1)
 _MODELS = flags.DEFINE_list("models", [], "only the rows of these networks or operations")
 
-SUITES = {"loop": loop.rows}
+SUITES = {
+    "loop": loop.rows,
+    "train_step": train_step.rows,
+    "startup": startup.rows,
+    "input": input.rows,
+    "conv": conv.rows,
+    "pool": pool.rows,
+}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Returns rows as a table of aligned columns."""
+    """Returns rows as a table of aligned columns; a row may lack some of the first one's."""
     names = [name for name in rows[0] if name != "ratios"]
-    lines = [
-        names,
-        *([f"{row[name]:,}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows),
-    ]
+    cells = [[row.get(name, "") for name in names] for row in rows]
+    lines = [names, *([f"{cell:,}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 

@@ -16,6 +16,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+# Folders of tests whose programs run once.
+ONCE = ("interop", "layers", "models", "ops", "tasks")
+
 # Before the package is imported: the hook rewrites its modules as they load.
 install_import_hook("cnn_research", "beartype.beartype")
 
@@ -28,6 +31,15 @@ def data_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(shared))
         yield shared
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly(request):
+    """Skips LLVM's optimizations, which take most of the time to compile, where programs are compiled and run once."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in ONCE)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -55,8 +55,10 @@ def on_cpu(x_shape: Sequence[int], kernel_shape: Sequence[int], window: Window) 
     """
     if window.groups > 1:
         return depthwise if kernel_shape[2] == 1 else grouped
-    if tuple(kernel_shape[:2]) == (1, 1) and window.valid == window:
+    if window.valid == window and tuple(kernel_shape[:2]) == (1, 1):
         return pointwise
+    if window.valid == window and tuple(kernel_shape[:2]) == tuple(x_shape[1:3]):
+        return whole
     axes = zip(x_shape[1:3], kernel_shape[:2], window.strides, window.widths, window.dilation, strict=True)
     return of_patches if any(_is_covered(*axis) for axis in axes) else plain
 
@@ -102,6 +104,15 @@ def pointwise(
     """Multiplies by the kernel of one pixel as by a matrix: 2.4 times as fast, its gradient 5 to 20 times."""
     vertical, horizontal = window.strides
     return lax.dot_general(x[:, ::vertical, ::horizontal], kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+def whole(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "height width channels features"],
+    _: Window,
+) -> Float[Array, "batch 1 1 features"]:
+    """Multiplies by a kernel of the images' size, which has one position."""
+    return lax.dot_general(x, kernel, (((1, 2, 3), (0, 1, 2)), ((), ())))[:, None, None]
 
 
 def depthwise(

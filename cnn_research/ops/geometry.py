@@ -108,7 +108,7 @@ def transposed_output_size(
     """Returns how many values a transposed convolution gives along one axis: S · (I − 1) + K − P + output padding.
 
     A convolution of that many values gives `size` again. With a stride it does so for several sizes, of which this is
-    the least; `output_padding` says how much larger the wanted one is.
+    the least; `output_padding` says how much larger the wanted one is: by that convolution's `remainder`.
 
     >>> transposed_output_size(28, 2, stride=2)  # an up-convolution of U-Net
     56

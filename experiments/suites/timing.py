@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cnn_research.errors import UserError, nearest
@@ -22,28 +22,37 @@ def chosen(models: Sequence[str], cases: Iterable[str]) -> list[str]:
     return [case for case in cases if case in models or not models]
 
 
-def seconds(function: Callable[[], object], least: float = 0.3) -> float:
+def seconds(
+    function: Callable[[], object], least: float = 0.3, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Returns how long one call takes, in seconds: the mean of as many calls as fit into `least` seconds, one or more.
 
     Args:
       function: does its work before it returns.
       least: seconds to measure for.
+      clock: of the wall; or `time.process_time`, for which a core that others use too stands still while they do.
     """
-    calls, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < least or not calls:
+    calls, began = 0, clock()
+    while (elapsed := clock() - began) < least or not calls:
         function()
         calls += 1
     return elapsed / calls
 
 
-def in_turns(functions: dict[str, Callable[[], object]], rounds: int, least: float = 0.3) -> dict[str, list[float]]:
+def in_turns(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    least: float = 0.3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Returns the seconds that a call of each function takes, one value a round, after a first call that warms up."""
     for function in functions.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            times[name].append(seconds(function, least))
+            time.sleep(0.05)  # XLA's threads look out for more work some milliseconds longer
+            times[name].append(seconds(function, least, clock))
     return times
 
 

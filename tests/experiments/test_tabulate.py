@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cnn_research import analysis, models
 from cnn_research.errors import UserError
-from experiments.tabulate import parse_fields, parse_shape
+from experiments.tabulate import parse_fields, parse_shape, remainders
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = "--config=experiments/configs/digits.py:lenet5_modern"
@@ -35,6 +36,7 @@ def test_fields_and_the_papers_size():
     assert "Norm group" in stdout
     assert "Dropout" in stdout
     assert "resnet20_cifar on one image of 32x32x3: " in stdout
+    assert stdout.endswith(": stage2/block1/conv1; nothing at 31x31 or 33x33.\n")
 
 
 def test_a_recipes_network():
@@ -43,6 +45,7 @@ def test_a_recipes_network():
     assert stdout.startswith("| layer | kind |")
     assert "| C3 | PartialConv | 5x5 |" in stdout
     assert "lenet5_modern on one image of 32x32x3" in stdout
+    assert stdout.endswith("\n\nAt 32x32 strides leave no remainder.\n")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,44 @@ def test_a_recipes_network():
 )  # fmt: skip
 def test_faults_end_in_one_line(arguments, message):
     assert run(*arguments) == (2, "", f"error: {message}\n")
+
+
+UNSEEN = "pixels at the end that no window sees"
+PADDING = "a remainder, but no pixel at the end unseen"
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "line"),
+    [
+        ("alexnet", (224, 224), f"{UNSEEN}: conv1, pool1, pool2, pool5; nothing at 195x195 or 227x227"),
+        ("alexnet", (227, 300), f"{UNSEEN}: conv1, pool2; nothing at 227x291 or 227x323"),
+        ("alexnet", (227, 195), "no remainder"),
+        ("vgg11", (230, 250), f"{UNSEEN}: pool2, pool3, pool4, pool5; nothing at 224x224 or 256x256"),
+        ("vgg11", (33, 95), f"{UNSEEN}: pool1, pool2, pool3, pool4 and 1 more; nothing at 32x64 or 64x96"),
+        ("resnet18", (225, 193), "no remainder"),
+        # The 1x1 windows of the shortcuts leave no more than there is between any two of them.
+        ("resnet18", (224, 224), f"{PADDING}: conv1, pool1, stage2/block1/conv1, stage2/block1/shortcut_conv and 4 "
+         "more; nothing at 193x193 or 225x225"),
+        ("googlenet", (224, 224), f"{PADDING}: conv1"),  # the poolings are padded as their sizes want it
+        ("lenet5", (32, 32), "no remainder"),
+    ],
+)  # fmt: skip
+def test_remainders(model, sizes, line):
+    """The paper's 224 for AlexNet is not what its arithmetic wants; ResNet's padding takes up what 224 leaves."""
+    height, width = sizes
+    table = analysis.tabulate(models.create(model), (height, width, models.input_shape(model)[-1]))
+    assert remainders(table) == f"At {height}x{width} strides leave {line}.\n"
+
+
+def test_no_line_without_strides():
+    assert remainders(analysis.tabulate(models.create("mlp"), (28, 28, 1))) == ""
+
+
+def test_the_sizes_without_a_remainder_are_those_that_are_named():
+    model = models.create("resnet20_cifar", stage_sizes=(1, 1, 1))
+    lines = {size: remainders(analysis.tabulate(model, (size, size, 3))) for size in range(13, 22)}
+    assert [size for size, line in lines.items() if "no remainder" in line] == [13, 17, 21]
+    assert lines[18].endswith("nothing at 17x17 or 21x21.\n")
 
 
 def test_shapes():

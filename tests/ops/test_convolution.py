@@ -15,8 +15,9 @@ from jax.test_util import check_grads
 
 from cnn_research.errors import UserError
 from cnn_research.ops import convolution
+from cnn_research.ops import convolution_forms as forms
 from cnn_research.ops.convolution import convolve, convolve_transposed
-from cnn_research.ops.convolution_forms import Window, among_zeros
+from cnn_research.ops.convolution_forms import Window
 
 NUMPYS = {"zeros": "constant", "edge": "edge", "reflect": "reflect", "symmetric": "symmetric", "circular": "wrap"}
 
@@ -135,34 +136,24 @@ def assert_close(actual, expected, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
 @pytest.mark.parametrize(
-    ("channels", "features", "size", "strides", "padding", "groups"),
+    ("form", "channels", "kernel_shape", "strides", "padding", "groups"),
     [
-        pytest.param(6, 5, 1, 2, 0, 1, id="pointwise"),
-        pytest.param(6, 12, 3, 2, 1, 6, id="depthwise"),
-        pytest.param(32, 32, 3, 1, 1, 2, id="groups"),
-        pytest.param(24, 36, 3, 2, 1, 12, id="narrow groups"),
-        pytest.param(1, 20, 3, 2, 1, 1, id="few channels to many"),
+        (forms.pointwise, 6, (1, 1, 6, 5), 2, 0, 1),
+        (forms.whole, 3, (7, 6, 3, 4), 1, 0, 1),
+        (forms.of_patches, 3, (7, 7, 3, 4), 1, 3, 1),
+        (forms.depthwise, 6, (3, 3, 1, 12), 2, 1, 6),
+        (forms.grouped, 32, (3, 3, 16, 32), 1, 1, 2),
+        (forms.grouped, 24, (3, 3, 2, 36), 2, 1, 12),
+        (forms.grouped, 4, (9, 9, 2, 4), 1, 4, 2),
     ],
 )
-def test_forms_for_a_cpu_equal_the_plain_one(channels, features, size, strides, padding, groups, dtype, tolerance):
+def test_forms_for_a_cpu_equal_the_plain_one(form, channels, kernel_shape, strides, padding, groups, dtype, tolerance):
+    window = Window((strides, strides), ((padding, padding), (padding, padding)), groups=groups)
+    assert forms.on_cpu((2, 7, 6, channels), kernel_shape, window) is form
+    plain = partial(forms.plain, window=window)
     rng = np.random.default_rng(0)
-    shapes = (
-        (2, 7, 6, channels),
-        (size, size, channels // groups, features),
-        (2, 7 // strides + strides - 1, 6 // strides, features),
-    )
-    x, kernel, cotangent = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
-
-    def plain(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (strides, strides),
-            ((padding, padding), (padding, padding)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
+    x, kernel = (jnp.asarray(rng.normal(size=shape), dtype) for shape in [(2, 7, 6, channels), kernel_shape])
+    cotangent = jnp.asarray(rng.normal(size=jax.eval_shape(plain, x, kernel).shape), dtype)
     ours = with_gradients(partial(convolve, strides=strides, padding=padding, groups=groups), x, kernel, cotangent)
     assert {each.dtype for each in ours} == {jnp.dtype(dtype)}
     wide = (each.astype("float32") for each in (x, kernel, cotangent))
@@ -231,7 +222,7 @@ def test_transposed_is_the_gradient_of_convolution(size, stride, padding, more, 
     np.testing.assert_allclose(y, *pull(x), rtol=1e-4, atol=1e-5)
 
     window = Window(widths=((padding, padding), (padding, padding)), **options)
-    plain = partial(among_zeros, window=window)
+    plain = partial(forms.among_zeros, window=window)
     cotangent = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
     ours = with_gradients(partial(convolve_transposed, padding=padding, **options), x, kernel, cotangent)
     assert_close(ours, with_gradients(plain, x, kernel, cotangent), 1e-5)

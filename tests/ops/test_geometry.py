@@ -2,9 +2,11 @@
 
 import doctest
 import itertools
+import math
+import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnn_research.errors import UserError
@@ -12,30 +14,139 @@ from cnn_research.ops import geometry
 from cnn_research.ops.geometry import (
     ceil_padding,
     explicit_padding,
+    fitting_sizes,
     multiply_accumulates,
     output_size,
     pair,
     receptive_field,
+    remainder,
     same_padding,
+    transposed_output_size,
 )
 
+# Of windows that may have gaps between their taps and between each other.
+kernels, strides, dilations = st.integers(1, 5), st.integers(1, 6), st.integers(1, 3)
+paddings = st.tuples(st.integers(0, 4), st.integers(0, 4))
 
-@given(
-    size=st.integers(1, 20),
-    kernel=st.integers(1, 5),
-    stride=st.integers(1, 6),
-    before=st.integers(0, 4),
-    after=st.integers(0, 4),
-    dilation=st.integers(1, 3),
-)
-def test_output_size_counts_the_windows_that_fit(size, kernel, stride, before, after, dilation):
-    starts = range(-before, size + after, stride)
-    count = sum(start + dilation * (kernel - 1) < size + after for start in starts)
-    if count:
-        assert output_size(size, kernel, stride, (before, after), dilation) == count
+
+def places(size, kernel, stride, padding, dilation):
+    """Returns what each window that fits sees, as places along an axis, negative or beyond its end in the padding."""
+    before, after = padding
+    seen = [[start + dilation * tap for tap in range(kernel)] for start in range(-before, size + after, stride)]
+    return [window for window in seen if window[-1] < size + after]
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 20), kernels, strides, paddings, dilations)
+def test_output_size_counts_the_windows_that_fit(size, kernel, stride, padding, dilation):
+    window = (kernel, stride, padding, dilation)
+    if seen := places(size, *window):
+        assert output_size(size, *window) == len(seen)
+        assert remainder(size, *window) == size + padding[1] - 1 - seen[-1][-1]
     else:
-        with pytest.raises(UserError, match="does not fit"):
-            output_size(size, kernel, stride, (before, after), dilation)
+        for function in (output_size, remainder):
+            with pytest.raises(UserError, match="does not fit"):
+                function(size, *window)
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 12), kernels, strides, paddings, dilations, st.integers(0, 5))
+def test_transposed_output_size_holds_all_stamps(size, kernel, stride, padding, dilation, more):
+    before, after = padding
+    stamped = {stride * start + dilation * tap for start in range(size) for tap in range(kernel)}
+    left = max(stamped) + 1 - before - after + more
+    window = (kernel, stride, padding)
+    if more >= max(stride, dilation):
+        with pytest.raises(UserError, match=f"output padding {more} is out of range"):
+            transposed_output_size(size, *window, more, dilation)
+    elif left < 1:
+        with pytest.raises(UserError, match="leave nothing"):
+            transposed_output_size(size, *window, more, dilation)
+    else:
+        assert transposed_output_size(size, *window, more, dilation) == left
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 40), kernels, strides, paddings, dilations)
+def test_the_remainder_is_the_output_padding_that_leads_back(size, kernel, stride, padding, dilation):
+    window = (kernel, stride, padding)
+    if places(size, *window, dilation):
+        small, rest = (function(size, *window, dilation) for function in (output_size, remainder))
+        assert transposed_output_size(small, *window, rest, dilation) == size
+        assert [output_size(size - rest + more, *window, dilation) for more in range(stride)] == [small] * stride
+
+
+@pytest.mark.slow
+def test_transposed_output_sizes_are_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    rng = random.Random(0)
+    for _ in range(300):
+        size, kernel, stride, dilation = (rng.randint(1, last) for last in (9, 5, 4, 3))
+        padding, more = rng.randint(0, 3), rng.randint(0, 4)
+        window = (kernel, stride, padding, more)
+        layer = torch.nn.ConvTranspose1d(1, 1, *window, dilation=dilation)
+        try:
+            theirs = layer(torch.empty(1, 1, size)).shape[-1]
+        except RuntimeError:
+            theirs = 0
+        try:
+            ours = transposed_output_size(size, *window, dilation)
+        except UserError:
+            ours = 0
+        assert ours == theirs, (size, *window, dilation)
+
+
+chains = st.lists(st.tuples(kernels, st.integers(1, 3), paddings, dilations), max_size=3)
+
+
+@settings(max_examples=200)
+@given(chains, st.lists(st.integers(1, 60), max_size=20))
+def test_fitting_sizes_have_windows_to_the_end_of_every_map(windows, sizes):
+    def fits(size):
+        for window in windows:
+            seen = places(size, *window)
+            if not seen or seen[-1][-1] != size + window[2][1] - 1:
+                return False
+            size = len(seen)
+        return True
+
+    assert fitting_sizes(iter(windows), iter(sizes)) == [size for size in sizes if fits(size)]
+
+
+@pytest.mark.parametrize(
+    ("windows", "fitting"),
+    [
+        ([], [222, 223, 224, 225, 226, 227]),
+        (5 * [(2, 2)], [224]),  # VGG
+        ([(11, 4), (3, 2), (5, 1, 2), (3, 2), *3 * [(3, 1, 1)], (3, 2)], [227]),  # AlexNet
+        ([(7, 2, 3), *4 * [(3, 2, 1)]], [225]),  # ResNet, along its 3x3 convolutions
+        ([(7, 2, 3), (3, 2, 1), *3 * [(1, 2)]], [225]),  # and along its shortcuts
+        ([(7, 2, 3), *4 * [(3, 2, (0, 1))]], [223]),  # padded at the end alone
+        ([(300, 1)], []),  # fits into none
+    ],
+)
+def test_fitting_sizes_of_the_papers(windows, fitting):
+    assert fitting_sizes(windows, range(222, 228)) == fitting
+
+
+def test_unets_sizes_are_those_that_its_paper_says():
+    """ "It is important to select the input tile size such that all 2x2 max-pooling operations are applied to a layer
+    with an even x- and y-size": its 572 is one, and gives 388.
+    """
+    level = [(3, 1), (3, 1)]
+    down = [*4 * [*level, (2, 2)], *level]
+    assert 572 in fitting_sizes(down, range(600))
+    size = 572
+    for window in down:
+        size = output_size(size, *window)
+    for _ in range(4):
+        size = transposed_output_size(size, 2, stride=2) - 4
+    assert size == 388
+
+
+def test_windows_that_are_none_fit_no_size():
+    with pytest.raises(UserError, match="is no window"):
+        fitting_sizes([(3, 0)], [5])
 
 
 @pytest.mark.parametrize(
@@ -57,16 +168,19 @@ def test_a_window_too_large_names_the_size_that_fits():
         output_size(3, 7, 1, 1)
 
 
+@pytest.mark.parametrize("function", [output_size, transposed_output_size, remainder])
 @pytest.mark.parametrize("numbers", [(0, 1, 0), (3, 0, 0), (3, 1, -1)])
-def test_numbers_out_of_range_are_refused(numbers):
+def test_numbers_out_of_range_are_refused(function, numbers):
     with pytest.raises(UserError, match="is no window"):
-        output_size(5, *numbers)
+        function(5, *numbers)
 
 
 @given(size=st.integers(1, 40), kernel=st.integers(1, 9), dilation=st.integers(1, 3))
 def test_same_padding_keeps_the_size_and_odd_kernels_symmetric(size, kernel, dilation):
     before, after = same_padding(kernel, dilation)
     assert output_size(size, kernel, 1, (before, after), dilation) == size
+    for stride in range(2, 6):
+        assert output_size(size, kernel, stride, (before, after), dilation) == math.ceil(size / stride)
     assert after - before == (dilation * (kernel - 1)) % 2
 
 

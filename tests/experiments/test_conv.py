@@ -33,7 +33,7 @@ def arrays(case):
 def smaller(name):
     """Returns a case with one image, of no more than 12 pixels a side."""
     case = conv.CASES[name]
-    batch, height, width, channels = case.images
+    _, height, width, channels = case.images
     return dataclasses.replace(case, images=(1, min(height, 12), min(width, 12), channels))
 
 

@@ -270,3 +270,29 @@ def test_images_are_stored_for_the_kernels_gradient_on_cpu_alone(platform, store
     gradient = jax.jit(jax.grad(lambda kernel: convolve(jnp.ones((1, 4, 4, 1)), kernel).sum()))
     lowered = gradient.trace(jnp.ones((3, 3, 1, 1))).lower(lowering_platforms=(platform,))
     assert ("inlineable" in lowered.as_text()) == stored
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(
+    ("function", "kernel_shape", "groups"),
+    [
+        (convolve, (1, 1, 4, 4), 1),
+        (convolve, (9, 9, 4, 4), 1),
+        (convolve, (3, 3, 1, 4), 4),
+        (convolve, (3, 3, 2, 4), 2),
+        (partial(convolve_transposed, strides=2), (2, 2, 4, 4), 1),
+    ],
+)
+def test_accelerators_get_three_convolutions_of_xlas(function, kernel_shape, groups, platform):
+    """Forwards, and by either argument; none of the forms for a CPU."""
+    padding = kernel_shape[0] // 2
+
+    def all_three(x, kernel, cotangent):
+        y, pull = jax.vjp(partial(function, padding=padding, groups=groups), x, kernel)
+        return y, pull(cotangent)
+
+    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones(kernel_shape)
+    y = function(x, kernel, padding=padding, groups=groups)
+    text = jax.jit(all_three).trace(x, kernel, y).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == 3
+    assert "dot_general" not in text

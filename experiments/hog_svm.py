@@ -21,6 +21,7 @@ import warnings
 from typing import Any
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -32,6 +33,7 @@ from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
 from cnn_research.data.batches import load
+from cnn_research.data.crops import center_crop
 from cnn_research.data.order import permutation
 from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
@@ -52,7 +54,7 @@ _MAX_EXAMPLES = flags.DEFINE_integer(
 )
 
 # What counts of a recipe.
-DATA_FIELDS = ("name", "train", "test", "data_dir", "image_size", "channels", "resize")
+DATA_FIELDS = ("name", "train", "test", "data_dir", "image_size", "crop_size", "channels", "resize")
 FIELDS = ("seed", "model.num_classes", *(f"data.{name}" for name in DATA_FIELDS))
 
 BINS = 9  # over 0 to 180 degrees: unsigned gradients
@@ -121,7 +123,8 @@ def describe(
         for begin in range(0, len(indices), 1024):
             part = slice(begin, begin + 1024)
             batch = load(source, indices[part], np.ones(len(indices[part]), bool), spec)
-            descriptors[part] = [hog(image) for image in batch["image"]]
+            images = center_crop(jnp.asarray(batch["image"]), config.data.crop_size or spec.size)
+            descriptors[part] = [hog(image) for image in np.asarray(images)]
             labels[part] = batch["label"]
             bar.update(len(batch["label"]))
     seconds = time.monotonic() - began
@@ -215,7 +218,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         return json.loads((workdir / "result.json").read_text())
 
     began = time.monotonic()
-    hog = Hog(tuple(config.data.image_size), config.model.cell)
+    hog = Hog(tuple(config.data.crop_size or config.data.image_size), config.model.cell)
     chosen = np.arange(len(train_source))
     if 0 < config.max_examples < len(chosen):
         chosen = np.sort(permutation(len(chosen), config.seed, epoch=0)[: config.max_examples])

@@ -10,8 +10,11 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from cnn_research import analysis
+from cnn_research.data.batches import load
 from cnn_research.errors import UserError
 from cnn_research.interop import safetensors
+from cnn_research.training.evaluation import open_split
+from cnn_research.training.feed import image_spec
 from experiments import hog_svm
 
 REPOSITORY = Path(__file__).parents[2]
@@ -82,6 +85,17 @@ def test_a_descriptor_sees_orientations():
     strong = upright > 0.1 * upright.max()
     assert not (strong & (lying > 0.1 * lying.max())).any()
     np.testing.assert_allclose(hog(image + np.uint8(30)), hog(image), atol=1e-5)
+
+
+def test_the_window_that_networks_see_is_described(digits_config):
+    config = digits_config()
+    config.data.crop_size = (24, 16)
+    source = open_split(config, "test")
+    descriptors, labels = hog_svm.describe(source, np.arange(3), config, hog := hog_svm.Hog((24, 16), 8))
+    batch = load(source, np.arange(3), np.ones(3, bool), image_spec(config.data))
+    np.testing.assert_array_equal(labels, batch["label"])
+    expected = [hog(np.ascontiguousarray(image[4:28, 8:24])) for image in batch["image"]]
+    np.testing.assert_allclose(descriptors, expected)
 
 
 def test_one_class_alone_cannot_be_fitted():

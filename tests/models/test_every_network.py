@@ -273,8 +273,8 @@ def test_the_same_fields_give_the_same_network():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", DISTINCT)
-def test_gradients_reach_every_parameter(name, dtype):
-    """They are finite in both precisions; those of auxiliary classifiers with the rest."""
+def test_gradients_reach_every_parameter_and_a_step_goes_well(name, dtype):
+    """All is finite in both precisions; auxiliary classifiers with the rest."""
     fields = CASES[name].base | {"activation": "leaky_relu", "dtype": dtype}  # so few ReLUs may all be silent
     if "auxiliary_weights" in models.config(name):
         fields["auxiliary_weights"] = (0.3, 0.3)
@@ -288,8 +288,11 @@ def test_gradients_reach_every_parameter(name, dtype):
 
     # Run once: what counts is the time to compile.
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    value, gradients = jax.jit(jax.value_and_grad(loss), compiler_options=quick)(variables["params"])
+    compute = jax.jit(jax.value_and_grad(loss), compiler_options=quick)
+    value, gradients = compute(variables["params"])
     assert np.isfinite(value)
+    stepped = jax.tree.map(lambda value, gradient: value - 0.01 * gradient, variables["params"], gradients)
+    assert np.isfinite(compute(stepped)[0])
     for path, gradient in jax.tree.leaves_with_path(gradients):
         assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
         assert gradient.any(), jax.tree_util.keystr(path)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from cnn_research.data.windows import RandomWindows, Window
 from cnn_research.errors import UserError, nearest
@@ -199,7 +199,7 @@ def write_mask(
     """Decodes an image's mask and brings it to size as `write` does the image, each pixel to the nearest one's class.
 
     Args:
-      encoded: the file's bytes, a grey PNG.
+      encoded: see `decode_mask`.
       size: height and width of the image.
       spec: what it is brought to, with `masks`.
       out: of `spec`'s size; 255 where no part of the image comes to lie.
@@ -208,21 +208,38 @@ def write_mask(
     Raises:
       UserError: the mask is no image, is not the image's size, or has a value that is no class.
     """
-    mask = decode(encoded, channels=1)
+    assert spec.masks
+    mask = decode_mask(encoded, spec.masks)
     if mask.shape[:2] != size:
         raise UserError(f"the mask has {mask.shape[:2]} pixels and the image {size}; they must be the same")
-    assert spec.masks
     seen, place = spec.place(size, draws)
     out[...] = IGNORE
     # By the pixels' centres, as images are resized; OpenCV's other one takes their corners.
     part = cv2.resize(_cut(mask, seen), (place.width, place.height), interpolation=cv2.INTER_NEAREST_EXACT)
-    _cut(out, place)[..., 0] = _classes(spec.masks)[part]
-    if (out == UNKNOWN).any():
-        highest = mask[mask != IGNORE].max()
+    _cut(out, place)[..., 0] = part
+
+
+def decode_mask(encoded: bytes, spec: MaskSpec) -> UInt8[np.ndarray, "height width 1"]:
+    """Decodes a mask at its own size.
+
+    Args:
+      encoded: the file's bytes, a grey PNG.
+      spec: what its values mean.
+
+    Returns:
+      The classes of the pixels; 255 means ignore.
+
+    Raises:
+      UserError: the mask is no image, or has a value that is no class.
+    """
+    values = decode(encoded, channels=1)
+    classes = _classes(spec)[values]
+    if (classes == UNKNOWN).any():
         raise UserError(
-            f"a mask has the value {highest}, model.num_classes is {spec.masks.num_classes}; give more classes, or"
-            " the values that are classes as data.mask_values"
+            f"a mask has the value {values[classes == UNKNOWN].max()}, model.num_classes is {spec.num_classes};"
+            " give more classes, or the values that are classes as data.mask_values"
         )
+    return classes
 
 
 @functools.cache
@@ -235,6 +252,44 @@ def _classes(spec: MaskSpec) -> UInt8[np.ndarray, "256"]:
     classes = np.full(256, UNKNOWN, np.uint8)
     classes[: spec.num_classes], classes[IGNORE] = np.arange(spec.num_classes), IGNORE
     return classes
+
+
+def restore(
+    maps: Float32[np.ndarray, "height width channels"], spec: ImageSpec, size: tuple[int, int]
+) -> Float32[np.ndarray, "new_height new_width channels"]:
+    """Brings what is said of an image at `spec.size` back to the image's own size, bilinearly.
+
+    Args:
+      maps: of `spec.size`, or its middle; or with a border, which is left out.
+      spec: what the image was brought to.
+      size: the image's height and width.
+
+    Returns:
+      Of the image's size; where `spec` leaves a part of the image out, what is said of the nearest pixel.
+    """
+    maps = _fit(maps, spec.size)
+    seen, place = spec.place(size)
+    part = cv2.resize(
+        np.ascontiguousarray(_cut(maps, place)), (seen.width, seen.height), interpolation=cv2.INTER_LINEAR
+    )
+    part = part.reshape(seen.height, seen.width, -1)  # OpenCV drops a single channel
+    widths = (seen.top, size[0] - seen.top - seen.height), (seen.left, size[1] - seen.left - seen.width), (0, 0)
+    return np.pad(part, widths, mode="edge")
+
+
+def _fit(
+    maps: Float32[np.ndarray, "height width channels"], size: tuple[int, ...]
+) -> Float32[np.ndarray, "new_height new_width channels"]:
+    """Cuts maps to their middle, or repeats their border."""
+    for axis, side in enumerate(size):
+        missing = side - maps.shape[axis]
+        if missing < 0:
+            maps = maps.take(np.arange(side) + -missing // 2, axis)
+        else:
+            widths = [(0, 0)] * maps.ndim
+            widths[axis] = missing // 2, missing - missing // 2
+            maps = np.pad(maps, widths, mode="edge")
+    return maps
 
 
 def resize(
@@ -267,6 +322,6 @@ def _resize(
 
 
 def _cut(
-    image: UInt8[np.ndarray, "height width channels"], window: Window
-) -> UInt8[np.ndarray, "new_height new_width channels"]:
+    image: Shaped[np.ndarray, "height width channels"], window: Window
+) -> Shaped[np.ndarray, "new_height new_width channels"]:
     return image[window.top : window.top + window.height, window.left : window.left + window.width]

@@ -21,6 +21,7 @@ from cnn_research.data.images import (
     jpeg_size,
     reduced,
     resize,
+    restore,
     write,
     write_mask,
 )
@@ -377,3 +378,25 @@ def test_masks_that_do_not_fit_are_refused(size, fields, message):
 
     with pytest.raises(UserError, match=message):
         read()
+
+
+@pytest.mark.parametrize("mode", RESIZE)
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (30, 20)])
+def test_what_is_said_of_an_image_comes_back_to_its_size(mode, size):
+    """A smooth picture of the image's places, resized and restored, says where its pixels are; but for what was cut."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    image = np.stack([rows, columns], -1).astype(np.uint8)
+    spec = ImageSpec((40, 40), 1, mode)
+    maps = np.concatenate([resize(image[..., [axis]], spec) for axis in (0, 1)], -1).astype(np.float32)
+    found = restore(maps, spec, size)
+    assert found.shape == (*size, 2)
+    seen, _ = spec.place(size)
+    inside = np.zeros(size, bool)
+    inside[seen.top + 2 : seen.top + seen.height - 2, seen.left + 2 : seen.left + seen.width - 2] = True
+    np.testing.assert_allclose(found[inside], image[inside], atol=1.2)
+    outer = restore(np.pad(maps, ((3, 4), (3, 4), (0, 0))), spec, size)  # of a network that saw a border
+    np.testing.assert_array_equal(outer, found)
+    inner = restore(maps[5:-5, 5:-5], spec, size)  # of one that labels the middle, whose border goes on
+    np.testing.assert_array_equal(
+        inner, restore(np.pad(maps[5:-5, 5:-5], ((5, 5), (5, 5), (0, 0)), "edge"), spec, size)
+    )

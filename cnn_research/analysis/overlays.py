@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cnn_research.analysis.figures import CRISP_BELOW, DPI, INK
+from cnn_research.data.color import LUMA
 from cnn_research.data.images import IGNORE
 
-OPACITY = 0.55
+OPACITY = 0.6
 # Twenty colours in ten hues, the strong ones first; classes beyond have them again.
 PALETTE = np.array([np.uint8(255 * np.array(matplotlib.colormaps["tab20"](index)[:3])) for index in range(20)])
 COLOURS = np.concatenate([PALETTE[::2], PALETTE[1::2]])
@@ -21,7 +22,7 @@ Classes = Integer[np.ndarray, "_height _width"]
 
 
 def overlay(image: Image, classes: Classes) -> UInt8[np.ndarray, "_height _width 3"]:
-    """Returns an image with the colours of its pixels' classes over it.
+    """Returns an image in grey with the colours of its pixels' classes over it, which no other colour is mixed with.
 
     Args:
       image: grey (one channel) or RGB.
@@ -29,7 +30,8 @@ def overlay(image: Image, classes: Classes) -> UInt8[np.ndarray, "_height _width
     """
     known = (classes >= 0) & (classes != IGNORE)
     colours = COLOURS[np.where(known, classes, 0) % len(COLOURS)]
-    blended = (1 - OPACITY) * image + OPACITY * colours
+    grey = image @ (np.array(LUMA) if image.shape[-1] == 3 else np.ones(1))
+    blended = (1 - OPACITY) * grey[..., None] + OPACITY * colours
     return np.where(known[..., None], blended, image).round().astype(np.uint8)
 
 
@@ -79,7 +81,7 @@ def segmentation_grid(
                 panel[..., 0] if panel.shape[-1] == 1 else panel,
                 cmap="gray", vmin=0, vmax=255, interpolation="nearest" if crisp else "antialiased",
             )  # fmt: skip
-            title = titles[index] if titles and name == "image" else name if row == 0 or name == "predicted" else ""
+            title = titles[index] if titles and name == "image" else name
             axes.set_title(title, size=7.5, color=INK, pad=2, parse_math=False)
     patches = [Patch(color=COLOURS[index % len(COLOURS)] / 255, label=class_names[index]) for index in seen]
     figure.legend(

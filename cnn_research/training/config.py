@@ -25,14 +25,15 @@ OPERATIONAL = (
 )  # fmt: skip
 
 
-def default_config(model: str, task: str = "classification", **model_fields: Any) -> ConfigDict:
+def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDict:
     """Returns the config that recipes start from; a recipe overwrites what its data set wants.
 
     Args:
       model: a name from `models.names()`.
-      task: a name from `tasks.names()`.
+      task: a name from `tasks.names()`; the model's own unless given.
       **model_fields: fields of the model that differ from its defaults.
     """
+    task = task or models.task(model)
     return ConfigDict(
         dict(
             seed=0,
@@ -137,6 +138,11 @@ def validate(config: ConfigDict) -> None:
             " give a height and a width up to that, or () for all of it"
         )
     _validate_crops(config)
+    if config.model.name in models.names() and models.task(config.model.name) != config.task:
+        raise UserError(
+            f"{config.model.name} is a network for {models.task(config.model.name)}, task is {config.task!r};"
+            f" give one of {', '.join(models.names(config.task))}"
+        )
     if (config.task == "segmentation") != bool(mask_feature(config.data)):
         needs = "a feature, such as segmentation_mask" if config.task == "segmentation" else "no feature"
         raise UserError(f"task {config.task} takes {needs}, as data.mask; it is {mask_feature(config.data)!r}")

@@ -2,7 +2,8 @@
 
 python -m experiments.train --config=experiments/configs/shapes_segmentation.py:unet --workdir=runs/shapes_unet
 
-The argument is a network that labels pixels, in a body small enough for two CPU cores.
+The argument is a network that labels pixels, in a body small enough for two CPU cores. Meant for a mean IoU of 90% with
+unet and 75% with fcn8s and deconvnet, in 10 minutes there.
 """
 
 from collections.abc import Iterator

@@ -141,7 +141,7 @@ def test_a_set_without_labels_is_refused(source):
 
 def masked(**loss):
     """A config whose pixels have classes: `shapes`, and the ground."""
-    config = default_config("lenet5", task="segmentation", num_classes=5)
+    config = default_config("unet", task="segmentation", num_classes=5)
     config.data.update(image_size=(16, 16), class_names=("ground", "ellipse", "rectangle", "triangle", "star"))
     config.loss.update(loss)
     return config

@@ -1,27 +1,111 @@
 """Measures a run on a whole split, from its checkpoint alone.
 
 python -m experiments.evaluate --workdir=runs/digits_lenet5
+
+Where pixels have classes, a table of the classes comes first, and `--out=DIR` gets it as `per_class.md` beside
+`worst.png`, the images with the lowest mean IoU. `--cells=1` says that pixels of class 1 are the inside of cells, and
+adds the scores of membranes: the best Rand F-score over all thresholds, and the warping error.
 """
 
 import json
+from collections.abc import Iterator
 
+import numpy as np
 from absl import flags
+from etils import epath
 
 from cnn_research import analysis
+from cnn_research.data.images import decode, decode_mask
+from cnn_research.errors import UserError
+from cnn_research.metrics import membranes
+from cnn_research.metrics import segmentation as metrics
+from cnn_research.training.evaluation import open_split
+from cnn_research.training.feed import mask_spec
 from experiments import command_line
+from experiments.markdown import markdown_table
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
 _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or latest, or best")
 _SPLIT = flags.DEFINE_string("split", "", "with TFDS's slicing, such as train[:10%]; the run's test split unless given")
+_OUT = flags.DEFINE_string("out", "", "segmentation: the folder for the table and the worst images")
+_WORST = flags.DEFINE_integer("worst", 8, "images in worst.png", lower_bound=1)
+_CELLS = flags.DEFINE_integer("cells", -1, "segmentation: the class of the inside of cells; -1: there are none")
+
+CHUNK = 16  # images that are segmented at a time
+
+Segmented = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, classes of its pixels, probabilities
 
 
 def main() -> None:
     """Evaluates and prints the metrics as one JSON object."""
     command_line.require("workdir")
     run = analysis.load_run(_WORKDIR.value, _STEP.value)
+    dense = run.config.task == "segmentation"
+    if not dense and (_OUT.value or _CELLS.value >= 0):
+        raise UserError(f"--out and --cells are for runs of segmentation; this is one of {run.config.task}")
     split = _SPLIT.value or run.config.data.test
-    metrics = {f"{split}/{name}": value for name, value in run.evaluate(split).items()}
-    print(json.dumps({"step": run.step, **metrics}))
+    sums = run.measure(split)
+    values = run.task.summarize(sums)
+    if dense:
+        table = per_class(run, sums["confusion"])
+        print("\n".join(table), end="\n\n")
+        if _OUT.value:
+            out = epath.Path(_OUT.value)
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "per_class.md").write_text("\n".join(table) + "\n")
+            draw_worst(run, split, out / "worst.png")
+        if _CELLS.value >= 0:
+            values |= cell_scores(run, split)
+    print(json.dumps({"step": run.step, **{f"{split}/{name}": value for name, value in values.items()}}))
+
+
+def per_class(run: analysis.Run, confusion: np.ndarray) -> list[str]:
+    """Returns the lines of a table: a row a class, and the whole."""
+    shares = confusion.sum(axis=1) / confusion.sum()
+    columns = metrics.class_iou(confusion), metrics.class_accuracy(confusion), shares
+    rows = [[name, *(f"{value:.1%}" for value in row)] for name, *row in zip(run.class_names, *columns, strict=True)]
+    means = metrics.mean_iou(confusion), metrics.mean_accuracy(confusion), 1.0
+    return markdown_table(
+        [["class", "IoU", "accuracy", "pixels"], *rows, ["mean", *(f"{x:.1%}" for x in means)]], left=1
+    )
+
+
+def segmented(run: analysis.Run, split: str) -> Iterator[Segmented]:
+    """Yields a split's images with what is true and what is said of their pixels, at their own size."""
+    source, masks = open_split(run.config, split), mask_spec(run.config)
+    assert masks
+    for begin in range(0, len(source), CHUNK):
+        examples = source.examples.__getitems__(list(range(begin, min(begin + CHUNK, len(source)))))
+        images = [decode(example["image"], run.config.data.channels) for example in examples]
+        for example, image, probabilities in zip(examples, images, run.segment(images, CHUNK), strict=True):
+            yield image, decode_mask(example[masks.feature], masks)[..., 0], probabilities
+
+
+def draw_worst(run: analysis.Run, split: str, path: epath.Path) -> None:
+    """Draws the images with the lowest mean IoU."""
+    from cnn_research.analysis import overlays
+
+    worst: list[tuple[float, int, tuple[np.ndarray, ...]]] = []
+    for index, (image, truth, probabilities) in enumerate(segmented(run, split)):
+        predicted = probabilities.argmax(-1)
+        score = metrics.mean_iou(metrics.confusion_matrix(truth, predicted, len(run.class_names)))
+        worst = sorted([*worst, (score, index, (image, predicted, truth))], key=lambda row: row[:2])[: _WORST.value]
+    titles = [f"{split} {index}: mean IoU {score:.1%}" for score, index, _ in worst]
+    images, predictions, truths = zip(*(row for _, _, row in worst), strict=True)
+    figure = overlays.segmentation_grid(images, predictions, truths, run.class_names, titles)
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def cell_scores(run: analysis.Run, split: str) -> dict[str, float]:
+    """Returns the scores of membranes, which are all pixels but those of `--cells`."""
+    if _CELLS.value >= len(run.class_names):
+        raise UserError(f"--cells={_CELLS.value} is no class; they are 0 to {len(run.class_names) - 1}")
+    pairs = [(truth == _CELLS.value, values[..., _CELLS.value]) for _, truth, values in segmented(run, split)]
+    interiors, probabilities = map(list, zip(*pairs, strict=True))
+    score, threshold = membranes.best_rand_f_score(interiors, probabilities)
+    warping = [membranes.warping_error(truth, values > threshold) for truth, values in pairs]
+    return {"rand_f_score": score, "rand_threshold": threshold, "warping_error": float(np.mean(warping))}
 
 
 if __name__ == "__main__":

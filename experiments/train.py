@@ -16,7 +16,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from cnn_research import training
+from cnn_research import tasks, training
 from experiments import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a recipe, FILE.py or FILE.py:argument")
@@ -32,12 +32,13 @@ def main() -> None:
     if jax.process_index():
         return
     print(json.dumps(result), flush=True)
-    accuracy = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name.endswith("/accuracy"))
+    metric = tasks.create(_CONFIG.value.task).primary_metric
+    score = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name.endswith(f"/{metric}"))
     state = "was complete before" if done_before else "is complete"
     python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
     recipe = next(argument for argument in sys.argv if argument.startswith(("--config=", "-config=")))
     print(
-        f"The run in {workdir} {state}: {accuracy} after {result['step']} steps. Next, try\n"
+        f"The run in {workdir} {state}: {score} after {result['step']} steps. Next, try\n"
         f"  {python} -m experiments.evaluate --workdir={workdir} --step=best\n"
         f"  {python} -m experiments.predict --workdir={workdir} --out={workdir / 'report'}\n"
         f"  {python} -m experiments.sweep {recipe} --sweep='model.width=0.5,1,2; seed=0,1,2' --workdir={workdir}_width",

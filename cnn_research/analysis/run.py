@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
+from cnn_research.analysis.tiles import predict_tiles
 from cnn_research.data.batches import Batch, load_step
-from cnn_research.data.images import resize
+from cnn_research.data.images import resize, restore
 from cnn_research.data.order import Shuffled
 from cnn_research.interop import safetensors
 from cnn_research.tasks import Task
@@ -92,18 +94,63 @@ class Run:
           batch_size: images at a time; one program is compiled, whatever their number.
 
         Returns:
-          For classification `logits` and `probabilities` [images, classes], `label` [images].
+          For classification `logits` and `probabilities` [images, classes], `label` [images]; for segmentation
+          likewise for each pixel of the network's output.
         """
+        parts = list(self._batches([*images], batch_size))
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _batches(self, images: Sequence[np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the predictions for so many images at a time."""
         spec = image_spec(self.config.data)
-        resized = np.stack([resize(image, spec) for image in images])
-        size = min(batch_size, len(resized))
-        parts = []
-        for begin in range(0, len(resized), size):
-            part = resized[begin : begin + size]
+        size = min(batch_size, len(images))
+        for begin in range(0, len(images), size):
+            part = np.stack([resize(image, spec) for image in images[begin : begin + size]])
             filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
             predictions = jax.device_get(self._predict(self.variables, {"image": filled}))
-            parts.append({key: value[: len(part)] for key, value in predictions.items()})
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            yield {key: value[: len(part)] for key, value in predictions.items()}
+
+    def segment(
+        self, images: Sequence[UInt8[np.ndarray, "_height _width channels"]], batch_size: int = 16
+    ) -> Iterator[Float32[np.ndarray, "_height _width classes"]]:
+        """Yields the probabilities of the pixels of images, at their own size.
+
+        Args:
+          images: with the channels that the network takes; they are brought to its size, and what it says is back.
+          batch_size: images at a time; one program is compiled, whatever their number.
+        """
+        spec = image_spec(self.config.data)
+        maps = itertools.chain.from_iterable(part["probabilities"] for part in self._batches(images, batch_size))
+        for image, probabilities in zip(images, maps, strict=True):
+            yield restore(probabilities, spec, image.shape[:2])
+
+    def segment_tiles(
+        self,
+        image: UInt8[np.ndarray, "height width channels"],
+        tile: tuple[int, int],
+        margin: int,
+        multiple: int = 32,
+        batch_size: int = 4,
+    ) -> Float32[np.ndarray, "height width classes"]:
+        """Returns the probabilities of an image's pixels without resizing it; see `analysis.tiles`.
+
+        Args:
+          image: with the channels that the network takes, of any size.
+          tile: height and width of what the network sees at a time.
+          margin: pixels of context on each side of it.
+          multiple: the network's stride.
+          batch_size: tiles at a time.
+        """
+
+        def predict(tiles: np.ndarray) -> np.ndarray:
+            return jax.device_get(self._predict_tiles(self.variables, {"image": tiles})["probabilities"])
+
+        return predict_tiles(predict, image, tile, margin, multiple, batch_size)
+
+    @functools.cached_property
+    def _predict_tiles(self) -> Any:
+        preprocessing = dataclasses.replace(self.program.preprocessing, mirror=0)  # the tiles have real context
+        return jax.jit(lambda variables, batch: self.task.predict(self.model, variables, preprocessing.test(batch)))
 
     def evaluate(self, split: str = "") -> dict[str, float]:
         """Returns the metrics of a whole split.
@@ -111,10 +158,18 @@ class Run:
         Args:
           split: with TFDS's slicing; the config's test split unless given.
         """
+        return self.task.summarize(self.measure(split))
+
+    def measure(self, split: str = "") -> dict[str, Any]:
+        """Returns what the task's metrics are made of, added over a whole split.
+
+        Args:
+          split: with TFDS's slicing; the config's test split unless given.
+        """
         source = open_split(self.config, split or self.config.data.test)
         parallel = make_parallel("jit")
         evaluator = Evaluator(self.model, self.task, self.program.preprocessing, source, self.config, parallel)
-        return evaluator(parallel.replicate(self.variables))
+        return evaluator.measure(parallel.replicate(self.variables))
 
     def batch(self, step: int, augmented: bool = False) -> Batch:
         """Returns the exact batch that a step of training saw.

@@ -2,7 +2,8 @@
 
 It runs inside the jitted step, on floats in 0..1, before `normalize`. Each example draws from a key of its own, made of
 its position in the global batch, and each operation from a key of its own below that: what happens to an example
-depends neither on how the batch is cut over devices nor on which other operations are on.
+depends neither on how the batch is cut over devices nor on which other operations are on. Where each pixel has a class,
+the mask moves with its image, each pixel to the nearest one's class, and 255 (ignore) is what comes from outside.
 """
 
 import dataclasses
@@ -18,10 +19,12 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Key, Shaped
 
 from cnn_research.data import color, crops, mixing
 from cnn_research.data.color import Image, Scalar
+from cnn_research.data.elastic import elastic
 from cnn_research.errors import UserError, nearest
 
 PAD_MODES = ("zeros", "reflect")
-SPATIAL_TARGETS = ("segmentation_mask", "instance_mask")
+MASKS = ("segmentation_mask", "border_distance")  # which move with the image
+OUTSIDE = 255.0  # their value beyond the border: ignored, and pixels far away
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Augmentation:
     """Which operations are on, in the order in which they are applied; by default none.
 
     Attributes:
+      elastic: deforms the image; standard deviation in pixels of the displacements of 3x3 points (Ronneberger et al.
+        2015, arXiv:1505.04597: 10); 0 is off.
       random_resized_crop: the smallest and the largest part of the image's area that a random window has, which is then
         resized to `data.crop_size`, or to the image's size where that is () (Szegedy et al. 2014, arXiv:1409.4842:
         0.08,1.0); 1.0,1.0 is off. Where `data.crop_on` is host, the host does it, out of the whole photograph.
@@ -42,7 +47,7 @@ class Augmentation:
       saturation: likewise.
       hue: the turn of the colour circle is drawn from ± this, at most 0.5; 0 is off.
       cutout: side in pixels of the square that is set to `fill`; its centre is any pixel, so it may hang over the
-        border (DeVries & Taylor 2017, arXiv:1708.04552); 0 is off.
+        border (DeVries & Taylor 2017, arXiv:1708.04552); 0 is off. A mask keeps its classes there.
       fill: colour in 0..1 of padding and of cut-out squares: one value, or one a channel. Give the data's mean to have
         zeros after normalising, as in the papers.
       mixup: alpha of the Beta(alpha, alpha) from which each example draws its own weight (Zhang et al. 2017,
@@ -54,6 +59,7 @@ class Augmentation:
       UserError: a value is out of its range.
     """
 
+    elastic: float = 0.0
     random_resized_crop: tuple[float, ...] = (1.0, 1.0)
     aspect_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     pad_crop: int = 0
@@ -72,7 +78,17 @@ class Augmentation:
         for field in ("random_resized_crop", "aspect_ratio", "fill"):
             # A list from JSON becomes a tuple again: the configuration is hashed where it is a static argument of jit.
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
-        for field in ("pad_crop", "brightness", "contrast", "saturation", "hue", "cutout", "mixup", "cutmix"):
+        for field in (
+            "elastic",
+            "pad_crop",
+            "brightness",
+            "contrast",
+            "saturation",
+            "hue",
+            "cutout",
+            "mixup",
+            "cutmix",
+        ):
             value = getattr(self, field)
             if not 0 <= value < math.inf:
                 raise UserError(f"augmentation.{field}={value} must be a number from 0, which turns it off")
@@ -109,10 +125,13 @@ class Draw(enum.IntEnum):
     CUTMIX = 9
     MIXUP_OR_CUTMIX = 10
     CROP = 11
+    ELASTIC = 12
 
 
-MOVING = (Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP, Draw.FLIP)
+MOVING = (Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP, Draw.FLIP)
 FIELDS_OF_DATA = {Draw.CROP: "data.crop_size"}
+
+Operation = Callable[[Key[Array, ""], crops.Pixels], crops.Window]
 
 
 def augment(
@@ -136,8 +155,8 @@ def augment(
       crop_size: height and width of the images afterwards; () leaves them.
 
     Returns:
-      The batch with the images changed. Where mixup or cutmix is on, also `label_other` and `label_weight`, which is
-      the part of `label` in the target; the rest is `label_other`'s.
+      The batch with the images, and the masks that it has, changed. Where mixup or cutmix is on, also `label_other` and
+      `label_weight`, which is the part of `label` in the target; the rest is `label_other`'s.
 
     Raises:
       UserError: the batch holds targets that an operation would have to move or mix too, or lacks labels to mix.
@@ -151,12 +170,16 @@ def augment(
     _check(config, operations, batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, positions)
 
-    def augment_image(key: Key[Array, ""], image: Image) -> crops.Window:
-        for draw, operation in operations.items():
-            image = operation(jax.random.fold_in(key, draw), image)
-        return image
+    def augment_example(key: Key[Array, ""], example: dict[str, crops.Pixels]) -> dict[str, crops.Window]:
+        for draw, (of_image, of_mask) in operations.items():
+            operation_key = jax.random.fold_in(key, draw)
+            for name, pixels in example.items():
+                operation = of_image if name == "image" else of_mask
+                example = example | ({name: operation(operation_key, pixels)} if operation else {})
+        return example
 
-    batch = dict(batch) | {"image": jax.vmap(augment_image)(keys, batch["image"])}
+    example = {name: batch[name] for name in ("image", *MASKS) if name in batch}
+    batch = dict(batch) | jax.vmap(augment_example)(keys, example)
     if not mixes:
         return batch
     real = batch.get("example_mask", jnp.ones(len(positions), bool))
@@ -168,7 +191,7 @@ def augment(
 def crop_center(
     batch: Mapping[str, Shaped[Array, "batch ..."]], crop_size: tuple[int, ...]
 ) -> dict[str, Shaped[Array, "batch ..."]]:
-    """Keeps the middle of the images where training takes random windows.
+    """Keeps the middle of the images, and of their masks, where training takes random windows.
 
     Args:
       batch: with `image`.
@@ -180,7 +203,8 @@ def crop_center(
     if not crop_size:
         return dict(batch)
     _check_targets([FIELDS_OF_DATA[Draw.CROP]], batch)
-    return dict(batch) | {"image": crops.center_crop(batch["image"], crop_size)}
+    names = [name for name in ("image", *MASKS) if name in batch]
+    return dict(batch) | {name: crops.center_crop(batch[name], crop_size) for name in names}
 
 
 def normalize(
@@ -206,25 +230,31 @@ def normalize(
     return (images - jnp.array(mean, images.dtype)) / jnp.array(std, images.dtype)
 
 
-def _operations(
-    config: Augmentation, crop_size: tuple[int, ...]
-) -> dict[Draw, Callable[[Key[Array, ""], Image], crops.Window]]:
-    """Returns those operations on single images that are on, in order."""
+def _operations(config: Augmentation, crop_size: tuple[int, ...]) -> dict[Draw, tuple[Operation, Operation | None]]:
+    """Returns those operations on single images that are on, in order, each with what it does to a mask, or None."""
     resizes = config.random_resized_crop != (1.0, 1.0)
-    resized: dict[str, Any] = dict(area=config.random_resized_crop, aspect_ratio=config.aspect_ratio, size=crop_size)
-    padded: dict[str, Any] = dict(padding=config.pad_crop, mode=config.pad_mode, fill=config.fill, size=crop_size)
-    table = (
-        (Draw.RANDOM_RESIZED_CROP, resizes, partial(crops.random_resized_crop, **resized)),
-        (Draw.PAD_CROP, config.pad_crop, partial(crops.pad_crop, **padded)),
-        (Draw.CROP, crop_size and not resizes and not config.pad_crop, partial(crops.random_crop, size=crop_size)),
-        (Draw.FLIP, config.flip, crops.flip),
+    bend = partial(elastic, deviation=config.elastic)
+    resize = partial(
+        crops.random_resized_crop, area=config.random_resized_crop, aspect_ratio=config.aspect_ratio, size=crop_size
+    )
+    pad = partial(crops.pad_crop, padding=config.pad_crop, mode=config.pad_mode, size=crop_size)
+    crop = partial(crops.random_crop, size=crop_size)
+    moving: tuple[tuple[Draw, Any, Operation, Operation], ...] = (
+        (Draw.ELASTIC, config.elastic, bend, partial(bend, nearest=True, outside=OUTSIDE)),
+        (Draw.RANDOM_RESIZED_CROP, resizes, resize, partial(resize, nearest=True)),
+        (Draw.PAD_CROP, config.pad_crop, partial(pad, fill=config.fill), partial(pad, fill=(OUTSIDE,))),
+        (Draw.CROP, crop_size and not resizes and not config.pad_crop, crop, crop),
+        (Draw.FLIP, config.flip, crops.flip, crops.flip),
+    )
+    painting: tuple[tuple[Draw, Any, Operation], ...] = (
         (Draw.BRIGHTNESS, config.brightness, partial(_jitter, color.adjust_brightness, config.brightness)),
         (Draw.CONTRAST, config.contrast, partial(_jitter, color.adjust_contrast, config.contrast)),
         (Draw.SATURATION, config.saturation, partial(_jitter, color.adjust_saturation, config.saturation)),
         (Draw.HUE, config.hue, partial(_turn_hue, config.hue)),
         (Draw.CUTOUT, config.cutout, partial(crops.cutout, side=config.cutout, fill=config.fill)),
     )
-    return {draw: operation for draw, on, operation in table if on}
+    table = (*moving, *((*row, None) for row in painting))
+    return {draw: (of_image, of_mask) for draw, on, of_image, of_mask in table if on}
 
 
 def _jitter(adjust: Callable[[Image, Scalar], Image], strength: float, key: Key[Array, ""], image: Image) -> Image:
@@ -266,12 +296,13 @@ def _check(config: Augmentation, operations: Iterable[Draw], batch: Mapping[str,
     mixed = [draw for draw, alpha in ((Draw.MIXUP, config.mixup), (Draw.CUTMIX, config.cutmix)) if alpha]
     names = [FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}") for draw in moving + mixed]
     _check_targets(names, batch)
-    if mixed and "label" not in batch:
-        raise UserError(f"augmentation.{mixed[0].name.lower()} mixes labels, and this data has none; turn it off")
+    if mixed and ("label" not in batch or "segmentation_mask" in batch):
+        has = "masks" if "segmentation_mask" in batch else "none"
+        raise UserError(f"augmentation.{mixed[0].name.lower()} mixes labels, and this data has {has}; turn it off")
 
 
 def _check_targets(fields: Sequence[str], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
-    """Raises `UserError` where what `fields` turn on would have to move a target too."""
-    spatial = sorted(key for key in batch if key in SPATIAL_TARGETS or key.startswith("objects/"))
+    """Raises `UserError` where what `fields` turn on would have to move a target that nothing moves."""
+    spatial = sorted(key for key in batch if key == "instance_mask" or key.startswith("objects/"))
     if spatial and fields:
         raise UserError(f"{fields[0]} changes the image but not yet its {spatial[0]}; turn it off")

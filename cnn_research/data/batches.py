@@ -14,7 +14,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float64, Int
 
-from cnn_research.data.images import ImageSpec, write
+from cnn_research.data.borders import border_distance
+from cnn_research.data.images import ImageSpec, write, write_mask
 from cnn_research.data.order import Order
 from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
@@ -39,21 +40,35 @@ def load(
       draws: of the examples, for `spec.windows`; without them images are seen as `spec.resize` says.
 
     Raises:
-      UserError: an image cannot be decoded or an example has no label; the message names it.
+      UserError: an image or a mask cannot be decoded or an example has no label; the message names it.
     """
     images = np.empty((len(indices), *spec.size, spec.channels), np.uint8)
-    labels = np.empty(len(indices), np.int32)
     sizes = np.empty((len(indices), 2), np.int32)
+    batch = {"image": images, "example_mask": mask, "original_size": sizes, **_targets(len(indices), spec)}
     numbers = [()] * len(indices) if draws is None else draws.tolist()
-    for row, example in enumerate(source.read(indices.tolist())):
+    for row, example in enumerate(source.read(indices.tolist(), spec.masks.feature if spec.masks else "")):
         try:
-            sizes[row] = write(example["image"], spec, images[row], numbers[row])
+            size = sizes[row] = write(example["image"], spec, images[row], numbers[row])
+            if spec.masks:
+                write_mask(example[spec.masks.feature], size, spec, batch["segmentation_mask"][row], numbers[row])
+                if spec.masks.borders:
+                    batch["border_distance"][row] = border_distance(batch["segmentation_mask"][row])
+            else:
+                batch["label"][row] = example["label"]
         except UserError as error:
             raise UserError(f"example {indices[row]} of {source.name}, split {source.split}: {error}") from error
-        labels[row] = example["label"]
-    if labels.min() < 0:
+    if "label" in batch and batch["label"].min() < 0:
         raise UserError(f"split {source.split!r} of data set {source.name!r} has examples without a label")
-    return {"image": images, "label": labels, "example_mask": mask, "original_size": sizes}
+    return batch
+
+
+def _targets(count: int, spec: ImageSpec) -> Batch:
+    """Returns arrays for what is to be learnt of the images."""
+    if not spec.masks:
+        return {"label": np.empty(count, np.int32)}
+    shape = (count, *spec.size, 1)
+    borders = {"border_distance": np.empty(shape, np.float16)} if spec.masks.borders else {}
+    return {"segmentation_mask": np.empty(shape, np.uint8), **borders}
 
 
 def load_step(source: Source, order: Order, spec: ImageSpec, block: slice, step: int) -> Batch:
@@ -86,8 +101,9 @@ def load_all(source: Source, spec: ImageSpec, workers: int = 8) -> Batch:
 
 
 def nbytes(source: Source, spec: ImageSpec) -> int:
-    """Returns the bytes that a split's images take in memory."""
-    return len(source) * spec.size[0] * spec.size[1] * spec.channels
+    """Returns the bytes that a split's images and masks take in memory."""
+    masks = (1 + 2 * spec.masks.borders) if spec.masks else 0
+    return len(source) * spec.size[0] * spec.size[1] * (spec.channels + masks)
 
 
 def stream(

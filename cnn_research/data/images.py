@@ -1,17 +1,19 @@
 """Images from their files: decoded, cut and brought to one size, at once and no finer than is seen of them."""
 
 import dataclasses
+import functools
 import struct
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from cnn_research.data.windows import RandomWindows, Window
 from cnn_research.errors import UserError, nearest
 
 RESIZE = ("stretch", "pad", "crop")
+IGNORE, UNKNOWN = 255, 254  # in masks: no class, and a value that should not be there
 
 # By how much JPEG's inverse transform can shrink an image, and OpenCV's flag for it, which colours take too.
 REDUCTIONS = {
@@ -20,6 +22,32 @@ REDUCTIONS = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSpec:
+    """What is read of each pixel's class; how it is brought to size is the image's part.
+
+    Attributes:
+      feature: that holds the masks.
+      num_classes: classes are 0..num_classes-1; 255 means ignore.
+      values: the value that each class has in the file, where these are not the classes; all others are ignored.
+      borders: whether the batch also says how far each pixel lies between two objects, see `borders`.
+    """
+
+    feature: str
+    num_classes: int
+    values: tuple[int, ...] = ()
+    borders: bool = False
+
+    def __post_init__(self):
+        if not 0 < self.num_classes < UNKNOWN:
+            raise UserError(f"model.num_classes={self.num_classes}: a mask has 1 to {UNKNOWN - 1} classes")
+        if self.values and (len(self.values) != self.num_classes or not all(0 <= value < 256 for value in self.values)):
+            raise UserError(
+                f"data.mask_values={self.values}: give a value from 0 to 255 for each of {self.num_classes} classes,"
+                " or ()"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +60,14 @@ class ImageSpec:
       resize: `stretch` each side by itself; `pad`: centred on black, made smaller only if it does not fit; `crop`: the
         largest window of this shape in the middle.
       windows: in training, random windows instead.
+      masks: where each pixel has a class; without them each image has a label.
     """
 
     size: tuple[int, ...]
     channels: int = 3
     resize: str = "stretch"
     windows: RandomWindows | None = None
+    masks: MaskSpec | None = None
 
     def __post_init__(self):
         if self.resize not in RESIZE:
@@ -159,6 +189,109 @@ def reduced(seen: Window, place: Window) -> tuple[int, Window]:
     return reduction, Window(*(part // reduction for part in seen))
 
 
+def write_mask(
+    encoded: bytes,
+    size: tuple[int, int],
+    spec: ImageSpec,
+    out: UInt8[np.ndarray, "height width 1"],
+    draws: Sequence[float] = (),
+) -> None:
+    """Decodes an image's mask and brings it to size as `write` does the image, each pixel to the nearest one's class.
+
+    Args:
+      encoded: see `decode_mask`.
+      size: height and width of the image.
+      spec: what it is brought to, with `masks`.
+      out: of `spec`'s size; 255 where no part of the image comes to lie.
+      draws: of the example, for `spec.windows`.
+
+    Raises:
+      UserError: the mask is no image, is not the image's size, or has a value that is no class.
+    """
+    assert spec.masks
+    mask = decode_mask(encoded, spec.masks)
+    if mask.shape[:2] != size:
+        raise UserError(f"the mask has {mask.shape[:2]} pixels and the image {size}; they must be the same")
+    seen, place = spec.place(size, draws)
+    out[...] = IGNORE
+    # By the pixels' centres, as images are resized; OpenCV's other one takes their corners.
+    part = cv2.resize(_cut(mask, seen), (place.width, place.height), interpolation=cv2.INTER_NEAREST_EXACT)
+    _cut(out, place)[..., 0] = part
+
+
+def decode_mask(encoded: bytes, spec: MaskSpec) -> UInt8[np.ndarray, "height width 1"]:
+    """Decodes a mask at its own size.
+
+    Args:
+      encoded: the file's bytes, a grey PNG.
+      spec: what its values mean.
+
+    Returns:
+      The classes of the pixels; 255 means ignore.
+
+    Raises:
+      UserError: the mask is no image, or has a value that is no class.
+    """
+    values = decode(encoded, channels=1)
+    classes = _classes(spec)[values]
+    if (classes == UNKNOWN).any():
+        raise UserError(
+            f"a mask has the value {values[classes == UNKNOWN].max()}, model.num_classes is {spec.num_classes};"
+            " give more classes, or the values that are classes as data.mask_values"
+        )
+    return classes
+
+
+@functools.cache
+def _classes(spec: MaskSpec) -> UInt8[np.ndarray, "256"]:
+    """Returns the class of each value."""
+    if spec.values:
+        classes = np.full(256, IGNORE, np.uint8)
+        classes[list(spec.values)] = np.arange(spec.num_classes)
+        return classes
+    classes = np.full(256, UNKNOWN, np.uint8)
+    classes[: spec.num_classes], classes[IGNORE] = np.arange(spec.num_classes), IGNORE
+    return classes
+
+
+def restore(
+    maps: Float32[np.ndarray, "height width channels"], spec: ImageSpec, size: tuple[int, int]
+) -> Float32[np.ndarray, "new_height new_width channels"]:
+    """Brings what is said of an image at `spec.size` back to the image's own size, bilinearly.
+
+    Args:
+      maps: of `spec.size`, or its middle; or with a border, which is left out.
+      spec: what the image was brought to.
+      size: the image's height and width.
+
+    Returns:
+      Of the image's size; where `spec` leaves a part of the image out, what is said of the nearest pixel.
+    """
+    maps = _fit(maps, spec.size)
+    seen, place = spec.place(size)
+    part = cv2.resize(
+        np.ascontiguousarray(_cut(maps, place)), (seen.width, seen.height), interpolation=cv2.INTER_LINEAR
+    )
+    part = part.reshape(seen.height, seen.width, -1)  # OpenCV drops a single channel
+    widths = (seen.top, size[0] - seen.top - seen.height), (seen.left, size[1] - seen.left - seen.width), (0, 0)
+    return np.pad(part, widths, mode="edge")
+
+
+def _fit(
+    maps: Float32[np.ndarray, "height width channels"], size: tuple[int, ...]
+) -> Float32[np.ndarray, "new_height new_width channels"]:
+    """Cuts maps to their middle, or repeats their border."""
+    for axis, side in enumerate(size):
+        missing = side - maps.shape[axis]
+        if missing < 0:
+            maps = maps.take(np.arange(side) + -missing // 2, axis)
+        else:
+            widths = [(0, 0)] * maps.ndim
+            widths[axis] = missing // 2, missing - missing // 2
+            maps = np.pad(maps, widths, mode="edge")
+    return maps
+
+
 def resize(
     image: UInt8[np.ndarray, "height width channels"], spec: ImageSpec
 ) -> UInt8[np.ndarray, "new_height new_width channels"]:
@@ -189,6 +322,6 @@ def _resize(
 
 
 def _cut(
-    image: UInt8[np.ndarray, "height width channels"], window: Window
-) -> UInt8[np.ndarray, "new_height new_width channels"]:
+    image: Shaped[np.ndarray, "height width channels"], window: Window
+) -> Shaped[np.ndarray, "new_height new_width channels"]:
     return image[window.top : window.top + window.height, window.left : window.left + window.width]

@@ -25,6 +25,8 @@ from cnn_research.errors import UserError
 from cnn_research.interop import pth, safetensors
 from cnn_research.interop.fit import differences
 from cnn_research.models.alexnet import AlexNet
+from cnn_research.models.deconvnet import DeconvNet
+from cnn_research.models.fcn import FCN
 from cnn_research.models.inception import AUXILIARY, STAGES, GoogLeNet
 from cnn_research.models.resnet import ResNet
 from cnn_research.models.vgg import CONFIGURATIONS, VGG, convolutions
@@ -47,6 +49,8 @@ class Layout:
       flattened: dense layers that take maps, and the layer that gives those.
       optional: names there of what a file may have and a network not.
       renamed: timm's names for layers, where they differ from torchvision's.
+      own: how the names here of layers begin that have no counterpart there: the network has a classifier of
+        torchvision's as its body alone.
     """
 
     layers: dict[str, str]
@@ -54,6 +58,7 @@ class Layout:
     flattened: dict[str, str] = dataclasses.field(default_factory=dict)
     optional: tuple[str, ...] = ()
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+    own: tuple[str, ...] = ()
 
 
 def _alexnet(model: AlexNet) -> Layout:
@@ -119,11 +124,27 @@ def _resnet(model: ResNet) -> Layout:
     return Layout(names, (*NORMS, "group", "layer"))
 
 
+def _fcn(model: FCN) -> Layout:
+    body = model.classifier()
+    if isinstance(body, AlexNet | VGG):
+        body = body.clone(hidden=model.hidden)
+    return dataclasses.replace(_layout(body), own=("fc", "score", "upscore"))
+
+
+def _deconvnet(model: DeconvNet) -> Layout:
+    body = VGG(configuration=model.configuration, hidden=model.hidden, norm=model.norm)
+    layout = _layout(body)
+    layers = {name: theirs for name, theirs in layout.layers.items() if name != "head"}
+    return dataclasses.replace(layout, layers=layers, own=("deconv", "fc", "head"))
+
+
 LAYOUTS: dict[type[nn.Module], Callable[[Any], Layout]] = {
     AlexNet: _alexnet,
     VGG: _vgg,
     GoogLeNet: _googlenet,
     ResNet: _resnet,
+    FCN: _fcn,
+    DeconvNet: _deconvnet,
 }
 
 
@@ -166,6 +187,8 @@ def dump(name: str, variables: Mapping[str, Any], **fields: Any) -> dict[str, np
     """
     model, template = _network(name, fields)
     ours, layout = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/"), _layout(model)
+    if layout.own:
+        raise UserError(f"{name} has no counterpart in torchvision; only its body's weights can be read from there")
     _check(name, flax.traverse_util.flatten_dict(template, sep="/"), ours)
     state = {}
     for path, key in _keys(layout, ours).items():
@@ -228,7 +251,7 @@ def _network(name: str, fields: dict[str, Any]) -> tuple[nn.Module, dict[str, An
 def _layout(model: nn.Module) -> Layout:
     """Returns the layout of a network; a network without one is refused."""
     if type(model) not in LAYOUTS:
-        known = ", ".join(name for name in models.names() if models.MODELS[name].func in LAYOUTS)
+        known = ", ".join(name for name in models.names("classification") if models.MODELS[name].func in LAYOUTS)
         raise UserError(f"{type(model).__name__} has no counterpart in torchvision; those that have are {known}")
     layout, norm = LAYOUTS[type(model)](model), cast(Any, model).norm
     if norm not in layout.norms:
@@ -244,6 +267,8 @@ def _keys(layout: Layout, ours: Mapping[str, Any]) -> dict[str, str]:
         _, *layers, leaf = path.split("/")
         layer = "/".join(layers)
         if layer not in layout.layers:
+            if layout.own and layer.startswith(layout.own):
+                continue
             raise UserError(f"the layer {layer} has no counterpart in torchvision's network; choose fields without it")
         keys[path] = f"{layout.layers[layer]}.{LEAVES[leaf]}"
     return keys

@@ -11,37 +11,72 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError, nearest
-from cnn_research.models import alexnet, inception, nin, resnet, vgg
-from cnn_research.models.lenet import LeNet
-from cnn_research.models.mlp import MLP
+from cnn_research.models.classifiers import CLASSIFIERS
+from cnn_research.models.deconvnet import DeconvNet
+from cnn_research.models.fcn import FCN, VARIANTS
+from cnn_research.models.unet import UNet
 
-MODELS: dict[str, partial[Any]] = {
-    "lenet5": partial(LeNet),
-    "lenet5_modern": partial(
-        LeNet, activation="relu", pool="max", c3="dense", output="softmax", kernel_init="he_normal"
-    ),
-    "mlp": partial(MLP),
-    **{name: partial(alexnet.AlexNet, **fields) for name, fields in alexnet.VARIANTS.items()},
-    **{name: partial(vgg.VGG, **fields) for name, fields in vgg.VARIANTS.items()},
-    **{name: partial(nin.NIN, **fields) for name, fields in nin.VARIANTS.items()},
-    **{name: partial(inception.GoogLeNet, **fields) for name, fields in inception.VARIANTS.items()},
-    **{name: partial(resnet.ResNet, **fields) for name, fields in resnet.VARIANTS.items()},
+# What segments: a class for each pixel, logits [batch, height, width, classes].
+SEGMENTERS: dict[str, partial[Any]] = {
+    **{name: partial(FCN, **fields) for name, fields in VARIANTS.items()},
+    "deconvnet": partial(DeconvNet),
+    "unet": partial(UNet),
 }
+
+MODELS: dict[str, partial[Any]] = CLASSIFIERS | SEGMENTERS
 
 # Height, width and channels of the papers' images, where they are not 224x224x3.
 INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     **dict.fromkeys(("alexnet", "alexnet_ungrouped"), (227, 227, 3)),
     **dict.fromkeys(("lenet5", "lenet5_modern"), (32, 32, 1)),
     "mlp": (28, 28, 1),
+    "unet": (572, 572, 1),
+    **dict.fromkeys(VARIANTS, (500, 500, 3)),  # the largest of PASCAL VOC
     **{name: (32, 32, 3) for name in MODELS if name.endswith("_cifar")},
 }
 
-__all__ = ["MODELS", "config", "create", "input_shape", "names"]
+TASKS = ("classification", "segmentation")
+
+__all__ = ["CLASSIFIERS", "MODELS", "SEGMENTERS", "config", "create", "input_shape", "names", "task"]
 
 
-def names() -> list[str]:
-    """Returns the name of every network, sorted."""
-    return sorted(MODELS)
+def names(task: str = "") -> list[str]:
+    """Returns the names of the networks of a task, sorted.
+
+    Args:
+      task: classification or segmentation; nothing: of every network.
+
+    Raises:
+      UserError: no network is for this task.
+    """
+    if task and task not in TASKS:
+        raise UserError(f"no network is for the task {task!r}; {nearest(task, TASKS)}")
+    return sorted(name for name in MODELS if task in ("", _task(name)))
+
+
+def task(name: str) -> str:
+    """Returns the task that a network is for: what its logits are.
+
+    Args:
+      name: one of `names()`.
+
+    Returns:
+      `classification`, logits [batch, classes], or `segmentation`, logits [batch, height, width, classes].
+
+    Raises:
+      UserError: the name is not known.
+    """
+    _check_known(name)
+    return _task(name)
+
+
+def _task(name: str) -> str:
+    return "segmentation" if name in SEGMENTERS else "classification"
+
+
+def _check_known(name: str) -> None:
+    if name not in MODELS:
+        raise UserError(f"model {name!r} is not known; {nearest(name, MODELS)}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -67,8 +102,7 @@ def _tuples(value: Any) -> Any:
 
 def _fields(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Returns all fields of a network, those given checked against their types."""
-    if name not in MODELS:
-        raise UserError(f"model {name!r} is not known; {nearest(name, MODELS)}")
+    _check_known(name)
     fields = {field.name: field for field in dataclasses.fields(cast(Any, MODELS[name].func))}
     for linens_own in ("parent", "name"):
         del fields[linens_own]
@@ -129,6 +163,5 @@ def input_shape(name: str) -> tuple[int, int, int]:
     Raises:
       UserError: the name is not known.
     """
-    if name not in MODELS:
-        raise UserError(f"model {name!r} is not known; {nearest(name, MODELS)}")
+    _check_known(name)
     return INPUT_SHAPES.get(name, (224, 224, 3))

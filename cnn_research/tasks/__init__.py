@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError, nearest
 from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.segmentation import Segmentation
 from cnn_research.tasks.task import Task
 
 __all__ = ["Task", "config", "create", "names"]
 
-TASKS = {"classification": Classification}
+TASKS: dict[str, Any] = {"classification": Classification, "segmentation": Segmentation}
 
 
 def names() -> list[str]:

@@ -25,14 +25,15 @@ OPERATIONAL = (
 )  # fmt: skip
 
 
-def default_config(model: str, task: str = "classification", **model_fields: Any) -> ConfigDict:
+def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDict:
     """Returns the config that recipes start from; a recipe overwrites what its data set wants.
 
     Args:
       model: a name from `models.names()`.
-      task: a name from `tasks.names()`.
+      task: a name from `tasks.names()`; the model's own unless given.
       **model_fields: fields of the model that differ from its defaults.
     """
+    task = task or models.task(model)
     return ConfigDict(
         dict(
             seed=0,
@@ -59,7 +60,7 @@ def default_config(model: str, task: str = "classification", **model_fields: Any
                 test="test",
                 data_dir="",
                 num_examples=0,  # of the training split, where the data is absent (plan, tabulate)
-                class_names=(),  # read from the data set
+                class_names=(),  # read from the data set, but for those of pixels
                 image_size=(32, 32),  # height, width
                 crop_size=(),  # of the window that the network sees: random in training, else the middle; (): all
                 # Where training's windows are cut. device: out of image_size, in a set that may be resident; host: out
@@ -68,6 +69,11 @@ def default_config(model: str, task: str = "classification", **model_fields: Any
                 # host: the shorter side of photographs that crop_size is cut out of, in pixels: the smallest and the
                 # largest, as in (256, 480); (): that of image_size.
                 short_side=(),
+                mask="segmentation_mask" if task == "segmentation" else "",  # the feature with each pixel's class
+                mask_values=(),  # the value of each class in a mask's file, all others ignored; (): the class itself
+                # Pixels of mirrored border that the network sees around each image (Ronneberger et al. 2015), such as
+                # the 92 that a U-Net of valid convolutions leaves out.
+                mirror=0,
                 channels=3,
                 resize="stretch",  # stretch | pad | crop
                 mean=(0.5,),  # of pixels in 0..1; one for all channels or one for each
@@ -132,6 +138,16 @@ def validate(config: ConfigDict) -> None:
             " give a height and a width up to that, or () for all of it"
         )
     _validate_crops(config)
+    if config.model.name in models.names() and models.task(config.model.name) != config.task:
+        raise UserError(
+            f"{config.model.name} is a network for {models.task(config.model.name)}, task is {config.task!r};"
+            f" give one of {', '.join(models.names(config.task))}"
+        )
+    if (config.task == "segmentation") != bool(mask_feature(config.data)):
+        needs = "a feature, such as segmentation_mask" if config.task == "segmentation" else "no feature"
+        raise UserError(f"task {config.task} takes {needs}, as data.mask; it is {mask_feature(config.data)!r}")
+    if mirror(config.data) < 0:
+        raise UserError(f"data.mirror={mirror(config.data)} must not be negative")
     if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):
         raise UserError(f"profile={config.profile!r}: give the first step and the one after the last, such as 100:110")
     for field in ("mean", "std"):
@@ -175,9 +191,20 @@ def crop_size(data: ConfigDict) -> tuple[int, ...]:
     return tuple(data.get("crop_size", ()))
 
 
+def mask_feature(data: ConfigDict) -> str:
+    """Returns `config.data.mask`; runs that are older than the field have labels."""
+    return data.get("mask", "")
+
+
+def mirror(data: ConfigDict) -> int:
+    """Returns `config.data.mirror`; runs that are older than the field have 0."""
+    return data.get("mirror", 0)
+
+
 def input_shape(data: ConfigDict) -> tuple[int, int, int]:
-    """Returns height, width and channels of the network's input, as `config.data` says."""
-    return (*(crop_size(data) or data.image_size), data.channels)
+    """Returns height, width and channels of the network's input in training, as `config.data` says."""
+    height, width = (size + 2 * mirror(data) for size in crop_size(data) or data.image_size)
+    return height, width, data.channels
 
 
 def to_json(config: ConfigDict) -> str:

@@ -11,7 +11,8 @@ from cnn_research.data.order import Sequential
 from cnn_research.data.sources import Source, open_source
 from cnn_research.errors import UserError
 from cnn_research.tasks import Task
-from cnn_research.training.feed import Feed, make_feed
+from cnn_research.training.config import mask_feature
+from cnn_research.training.feed import Feed, eval_spec, make_feed
 from cnn_research.training.parallel import Jit
 from cnn_research.training.step import Preprocessing, make_eval_step
 
@@ -42,7 +43,7 @@ class Evaluator:
         # Padding makes any batch size divide among the devices.
         batch_size = -(-min(config.eval_batch_size, len(source)) // parallel.devices) * parallel.devices
         self._order = Sequential(len(source), batch_size)
-        self._feed: Feed = make_feed(source, self._order, config.data, parallel)
+        self._feed: Feed = make_feed(source, self._order, config.data, parallel, eval_spec(config))
         self._task = task
         self._step = jax.jit(make_eval_step(model, task, preprocessing), out_shardings=parallel.replicated)
         self._add = jax.jit(lambda first, second: jax.tree.map(jnp.add, first, second), donate_argnums=0)
@@ -53,11 +54,19 @@ class Evaluator:
         Args:
           variables: the network's, replicated over the mesh.
         """
+        return self._task.summarize(self.measure(variables))
+
+    def measure(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Returns the sums over the split that the task makes metrics of.
+
+        Args:
+          variables: the network's, replicated over the mesh.
+        """
         sums = None
         for batch in self._feed(0, len(self._order)):
             new = self._step(variables, batch, self._feed.data)
             sums = new if sums is None else self._add(sums, new)
-        return self._task.summarize(jax.device_get(sums))
+        return jax.device_get(sums)
 
 
 def check_classes(source: Source, config: ConfigDict) -> None:
@@ -66,11 +75,16 @@ def check_classes(source: Source, config: ConfigDict) -> None:
     Raises:
       UserError: naming both numbers.
     """
-    if len(source.class_names) > config.model.num_classes:
+    names = class_names(source, config)
+    if len(names) > config.model.num_classes:
         raise UserError(
-            f"data set {source.name!r} has {len(source.class_names)} classes,"
-            f" model.num_classes is {config.model.num_classes}"
+            f"data set {source.name!r} has {len(names)} classes, model.num_classes is {config.model.num_classes}"
         )
+
+
+def class_names(source: Source, config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the classes: the data set's, or where pixels have classes the recipe's."""
+    return tuple(config.data.class_names) if mask_feature(config.data) else source.class_names
 
 
 def open_split(config: ConfigDict, split: str) -> Source:

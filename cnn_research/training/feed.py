@@ -9,26 +9,45 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnn_research.data import batches
-from cnn_research.data.images import ImageSpec
+from cnn_research.data.images import ImageSpec, MaskSpec
 from cnn_research.data.order import Order
 from cnn_research.data.sources import Source
 from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
-from cnn_research.training.config import crop_size, crops_on_host
+from cnn_research.training.config import crop_size, crops_on_host, mask_feature
 from cnn_research.training.parallel import Jit
 
 RESIDENT_BYTES = 2**30  # what `data.resident=auto` keeps on each device
 
 
 def image_spec(data: ConfigDict) -> ImageSpec:
-    """Returns what `config.data` brings images to, where nothing is drawn."""
+    """Returns what `config.data` brings images to, where nothing is drawn; their masks are left out."""
     return ImageSpec(tuple(data.image_size), data.channels, data.resize)
+
+
+def mask_spec(config: ConfigDict, borders: bool = False) -> MaskSpec | None:
+    """Returns what is read of masks, or None where images have labels.
+
+    Args:
+      config: of the run.
+      borders: whether the distances between objects are wanted.
+    """
+    data = config.data
+    if not mask_feature(data):
+        return None
+    return MaskSpec(data.mask, config.model.num_classes, tuple(data.mask_values), borders)
+
+
+def eval_spec(config: ConfigDict) -> ImageSpec:
+    """Returns what evaluation's images are brought to."""
+    return dataclasses.replace(image_spec(config.data), masks=mask_spec(config))
 
 
 def train_spec(config: ConfigDict) -> ImageSpec:
     """Returns what the host brings training's images to: the network's windows, where it draws them."""
     data, augmentation = config.data, config.augmentation
-    spec = image_spec(data)
+    borders = config.loss.get("border_weight", 0) > 0
+    spec = dataclasses.replace(image_spec(data), masks=mask_spec(config, borders))
     if not crops_on_host(data):
         return spec
     area = tuple(augmentation.random_resized_crop)
@@ -91,13 +110,13 @@ def make_feed(source: Source, order: Order, data: ConfigDict, parallel: Jit, spe
       order: which examples a step sees.
       data: `config.data`.
       parallel: how batches lie on the devices.
-      spec: what images are brought to: training's `train_spec`, or `image_spec` unless given.
+      spec: what images are brought to: `train_spec`, `eval_spec`, or `image_spec` unless given.
 
     Raises:
       UserError: the examples are not those that the task needs.
     """
     spec = spec or image_spec(data)
-    for key in ("image", "label"):
+    for key in ("image", spec.masks.feature if spec.masks else "label"):
         if key not in source.features:
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
     small = batches.nbytes(source, spec) <= RESIDENT_BYTES

@@ -20,7 +20,7 @@ from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
 from cnn_research.training import config as configs
 from cnn_research.training.checkpoints import Checkpoints
-from cnn_research.training.evaluation import Evaluator, check_classes, open_split
+from cnn_research.training.evaluation import Evaluator, check_classes, class_names, open_split
 from cnn_research.training.feed import Feed, make_feed, train_spec
 from cnn_research.training.initialize import initial_variables
 from cnn_research.training.parallel import Jit, make_parallel
@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Dev
     """
     workdir = epath.Path(workdir).expanduser()
     train_source, test_source = (open_split(config, config.data[split]) for split in ("train", "test"))
-    config = _with_facts(config, len(train_source), train_source.class_names)
+    config = _with_facts(config, len(train_source), class_names(train_source, config))
     check_classes(train_source, config)
     program = make_program(config)
     parallel = make_parallel(config.parallel, devices)
@@ -105,11 +105,11 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def _with_facts(config: ConfigDict, num_examples: int, class_names: tuple[str, ...]) -> ConfigDict:
+def _with_facts(config: ConfigDict, num_examples: int, names: tuple[str, ...]) -> ConfigDict:
     """Returns the config with what the data set says of itself."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.num_examples, config.data.class_names = num_examples, class_names
+        config.data.num_examples, config.data.class_names = num_examples, names
     return config
 
 

@@ -13,7 +13,15 @@ from ml_collections import ConfigDict
 from cnn_research import models, tasks
 from cnn_research.data.augmentation import Augmentation
 from cnn_research.errors import UserError
-from cnn_research.training.config import PRECISION, crop_size, crops_on_host, input_shape, validate
+from cnn_research.training.config import (
+    PRECISION,
+    crop_size,
+    crops_on_host,
+    input_shape,
+    mask_feature,
+    mirror,
+    validate,
+)
 from cnn_research.training.durations import parse_steps
 from cnn_research.training.optimizers import make_optimizer, make_schedule, matches
 from cnn_research.training.state import TrainState, create_state, init_variables
@@ -113,7 +121,14 @@ def make_program(config: ConfigDict) -> Program:
         config=config,
         model=models.create(**{**config.model.to_dict(), "dtype": compute_dtype(config)}),
         task=tasks.create(config.task, **config.loss.to_dict()),
-        preprocessing=Preprocessing(augmentation, tuple(data.mean), tuple(data.std), crop_size(data)),
+        preprocessing=Preprocessing(
+            augmentation=augmentation,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            crop_size=crop_size(data),
+            whole=bool(mask_feature(data)),
+            mirror=mirror(data),
+        ),
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule),
         total_steps=total_steps,

@@ -29,12 +29,16 @@ class Preprocessing:
       std: likewise.
       crop_size: height and width of the window that the network sees, random in training and the middle otherwise; ()
         is all of the image.
+      whole: whether tests see all of the image all the same, as networks can that say something of each pixel.
+      mirror: pixels of mirrored border around what the network sees; targets have none.
     """
 
     augmentation: Augmentation
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_size: tuple[int, ...] = ()
+    whole: bool = False
+    mirror: int = 0
 
     def train(self, batch: Batch, rng: Key[Array, ""], axis_name: str | None = None) -> Batch:
         """Crops, augments and normalises a batch; each example draws by its position in the global batch."""
@@ -46,10 +50,12 @@ class Preprocessing:
 
     def test(self, batch: Batch) -> Batch:
         """Crops and normalises a batch."""
-        return self._normalize(_as_float(crop_center(batch, self.crop_size)))
+        return self._normalize(_as_float(crop_center(batch, () if self.whole else self.crop_size)))
 
     def _normalize(self, batch: Batch) -> Batch:
-        return {**batch, "image": normalize(batch["image"], self.mean, self.std)}
+        images = normalize(batch["image"], self.mean, self.std)
+        widths = (0, 0), (self.mirror, self.mirror), (self.mirror, self.mirror), (0, 0)
+        return {**batch, "image": jnp.pad(images, widths, mode="reflect") if self.mirror else images}
 
 
 def _as_float(batch: Batch) -> Batch:

@@ -11,7 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cnn_research.data.batches import load, load_all, load_step, nbytes, stream
-from cnn_research.data.images import ImageSpec, decode, resize
+from cnn_research.data.borders import border_distance
+from cnn_research.data.images import ImageSpec, MaskSpec, decode, resize
 from cnn_research.data.order import Sequential, Shuffled
 from cnn_research.data.sources import Source, open_source
 from cnn_research.data.windows import RandomWindows
@@ -148,6 +149,47 @@ def test_without_draws_nothing_is_random():
     spec = ImageSpec((6, 5), 3, "crop", WINDOWS.windows)
     batch = load(source, np.arange(3), np.ones(3, bool), spec)
     np.testing.assert_array_equal(batch["image"], [resize(image, ImageSpec((6, 5), 3, "crop")) for image in images])
+
+
+MASKED = ImageSpec((8, 6), masks=MaskSpec("classes", num_classes=5, borders=True))
+
+
+def make_masked_source(count):
+    """Images with a mask each, and no labels."""
+    masks = np.random.default_rng(5).integers(0, 5, (count, 8, 6, 1), np.uint8)
+    examples = Examples({"image": encode(noise(8, 6, 3)), "classes": encode(mask)} for mask in masks)
+    return Source("masked", "train", examples, FEATURES), masks
+
+
+def test_masks_take_the_place_of_labels():
+    source, masks = make_masked_source(7)
+    batch = load(source, np.array([4, 2]), np.ones(2, bool), MASKED)
+    assert batch.keys() == {"image", "segmentation_mask", "border_distance", "example_mask", "original_size"}
+    assert batch["segmentation_mask"].dtype == np.uint8
+    np.testing.assert_array_equal(batch["segmentation_mask"], masks[[4, 2]])
+    np.testing.assert_array_equal(batch["border_distance"], [border_distance(mask) for mask in masks[[4, 2]]])
+    whole = load_all(source, MASKED)
+    np.testing.assert_array_equal(whole["segmentation_mask"], masks)
+    held = sum(whole[key].nbytes for key in ("image", "segmentation_mask", "border_distance"))
+    assert nbytes(source, MASKED) == held
+    order = Shuffled(7, 3, seed=0)
+    for step, streamed in enumerate(stream(source, order, MASKED, range(2), slice(0, 3))):
+        assert_same(streamed, load(source, *order(step), MASKED))
+
+
+def test_masks_see_the_windows_of_their_images():
+    masks = noise(5, 20, 30) // 13
+    examples = Examples({"image": encode(mask), "classes": encode(mask)} for mask in masks)
+    spec = ImageSpec((6, 5), 1, windows=RandomWindows(seed=3, short_side=(20, 20)), masks=MaskSpec("classes", 20))
+    batch = load_step(Source("masked", "train", examples, FEATURES), Shuffled(5, 5, seed=1), spec, slice(1, 4), 2)
+    np.testing.assert_array_equal(batch["segmentation_mask"], batch["image"])
+
+
+def test_load_names_the_example_whose_mask_does_not_fit():
+    source, _ = make_masked_source(7)
+    source.examples[3]["classes"] = encode(np.full((8, 6), 9, np.uint8))
+    with pytest.raises(UserError, match=r"example 3 of masked, split train: a mask has the value 9"):
+        load(source, np.arange(7), np.ones(7, bool), MASKED)
 
 
 class Noise(tfds.core.GeneratorBasedBuilder):

@@ -1,5 +1,6 @@
 """Images: decoded, cut and brought to one size, no finer than is seen of them."""
 
+import dataclasses
 import functools
 import io
 import struct
@@ -12,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnn_research.data.images import RESIZE, ImageSpec, decode, jpeg_size, reduced, resize, write
+from cnn_research.data.images import (
+    RESIZE,
+    ImageSpec,
+    MaskSpec,
+    decode,
+    jpeg_size,
+    reduced,
+    resize,
+    restore,
+    write,
+    write_mask,
+)
 from cnn_research.data.windows import RandomWindows, Window
 from cnn_research.errors import UserError
 
@@ -299,3 +311,92 @@ def test_bilinear_resizing_is_close_to_pillows_with_antialiasing(side, least):
     exact = decode(china(), 3)[:, :427]
     theirs = np.asarray(Image.open(io.BytesIO(encode(exact))).resize((side, side), Image.Resampling.BILINEAR))
     assert psnr(resize(exact, ImageSpec((side, side))), theirs) > least
+
+
+def masked(mask, spec, draws=(), **fields):
+    """Returns what a file of a mask becomes."""
+    spec = dataclasses.replace(spec, masks=MaskSpec("mask", **({"num_classes": 20} | fields)))
+    out = np.empty((*spec.size, 1), np.uint8)
+    write_mask(encode(mask), mask.shape, spec, out, draws)
+    return out[..., 0]
+
+
+@pytest.mark.parametrize("mode", [*RESIZE, "window"])
+@pytest.mark.parametrize("size", [(9, 14), (40, 31), (8, 8), (23, 6)])
+def test_masks_come_to_lie_where_their_images_do(mode, size):
+    """Wherever a resized image has the colour of one class, and not of a mixture."""
+    colours = np.array([0, 10, 30, 90, 250], np.uint8)
+    rows, columns = np.indices(size)
+    mask = (1 + rows * 2 // size[0] + 2 * (columns * 2 // size[1])).astype(np.uint8)
+    windows = RandomWindows(seed=3, area=(0.3, 1.0)) if mode == "window" else None
+    spec = ImageSpec((12, 10), 1, mode if mode in RESIZE else "stretch", windows)
+    draws = windows.draws(0, 1)[0].tolist() if windows else ()
+    image = np.empty((12, 10, 1), np.uint8)
+    write(encode(colours[mask]), spec, image, draws)
+    found = masked(mask, spec, draws)
+    known = found != 255
+    pure = np.isin(image[..., 0], colours) & known
+    assert pure.sum() > known.sum() / 2
+    np.testing.assert_array_equal(colours[found[pure]], image[..., 0][pure])
+    _, place = spec.place(size, draws)
+    assert (found == 255).sum() == 120 - place.height * place.width
+
+
+def test_masks_take_the_nearest_centre():
+    mask = np.arange(6, dtype=np.uint8)[None].repeat(2, 0)
+    np.testing.assert_array_equal(masked(mask, ImageSpec((2, 2)))[0], [1, 4])
+    np.testing.assert_array_equal(masked(mask, ImageSpec((2, 18)))[0], np.arange(6).repeat(3))
+
+
+def test_values_of_masks_become_classes():
+    mask = np.array([[7, 9, 255, 0, 3]], np.uint8)
+    found = masked(mask, ImageSpec((1, 5)), values=(3, 0, 7), num_classes=3)
+    np.testing.assert_array_equal(found, [[2, 255, 255, 1, 0]])
+    np.testing.assert_array_equal(masked(mask, ImageSpec((1, 5)), num_classes=10), mask)
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "message"),
+    [
+        ((2, 4), {}, r"the mask has \(2, 3\) pixels and the image \(2, 4\)"),
+        (
+            (2, 3),
+            {"num_classes": 5},
+            r"a mask has the value 5, model\.num_classes is 5; give more classes, or .*mask_values",
+        ),
+        ((2, 3), {"num_classes": 254}, r"model\.num_classes=254: a mask has 1 to 253 classes"),
+        ((2, 3), {"values": (1, 2)}, r"data\.mask_values=\(1, 2\): give a value from 0 to 255 for each of 20 classes"),
+        ((2, 3), {"num_classes": 1, "values": (256,)}, r"data\.mask_values=\(256,\)"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(size, fields, message):
+    mask = np.array([[0, 1, 255], [3, 4, 5]], np.uint8)
+
+    def read():
+        spec = ImageSpec((2, 3), masks=MaskSpec("mask", **({"num_classes": 20} | fields)))
+        write_mask(encode(mask), size, spec, np.empty((2, 3, 1), np.uint8))
+
+    with pytest.raises(UserError, match=message):
+        read()
+
+
+@pytest.mark.parametrize("mode", RESIZE)
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (30, 20)])
+def test_what_is_said_of_an_image_comes_back_to_its_size(mode, size):
+    """A smooth picture of the image's places, resized and restored, says where its pixels are; but for what was cut."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    image = np.stack([rows, columns], -1).astype(np.uint8)
+    spec = ImageSpec((40, 40), 1, mode)
+    maps = np.concatenate([resize(image[..., [axis]], spec) for axis in (0, 1)], -1).astype(np.float32)
+    found = restore(maps, spec, size)
+    assert found.shape == (*size, 2)
+    seen, _ = spec.place(size)
+    inside = np.zeros(size, bool)
+    inside[seen.top + 2 : seen.top + seen.height - 2, seen.left + 2 : seen.left + seen.width - 2] = True
+    np.testing.assert_allclose(found[inside], image[inside], atol=1.2)
+    outer = restore(np.pad(maps, ((3, 4), (3, 4), (0, 0))), spec, size)  # of a network that saw a border
+    np.testing.assert_array_equal(outer, found)
+    inner = restore(maps[5:-5, 5:-5], spec, size)  # of one that labels the middle, whose border goes on
+    np.testing.assert_array_equal(
+        inner, restore(np.pad(maps[5:-5, 5:-5], ((5, 5), (5, 5), (0, 0)), "edge"), spec, size)
+    )

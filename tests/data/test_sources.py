@@ -47,6 +47,19 @@ class Nameless(Colours):
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="small"), tfds.core.BuilderConfig(name="smaller")]  # noqa: RUF012
 
 
+class Masked(Colours):
+    """Images with a mask and no label."""
+
+    FEATURES = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(shape=(4, 4, 3)), "mask": tfds.features.Image(shape=(4, 4, 1))}
+    )
+
+    def _generate_examples(self, count):
+        for index in range(count):
+            pixels = {"image": PIXELS[index], "mask": np.full((4, 4), index, np.uint8)}
+            yield index, {key: io.BytesIO(cv2.imencode(".png", value)[1].tobytes()) for key, value in pixels.items()}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -210,3 +223,13 @@ def test_read_takes_examples_in_memory():
     source = sources.Source("a", "b", examples, Colours.FEATURES)
     for indices in ([0, 1, 0], [1, 0, 1]):
         assert list(source.read(indices)) == [examples[index] for index in indices]
+
+
+def test_read_gives_a_mask_too(tmp_path):
+    builder = Masked(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    source = sources.open_source(str(builder.data_path), "train")
+    read = list(source.read([2, 0], mask="mask"))
+    assert read == source.examples.__getitems__([2, 0])
+    assert cv2.imdecode(np.frombuffer(read[0]["mask"], np.uint8), cv2.IMREAD_GRAYSCALE).max() == 2
+    assert [example.keys() for example in source.read([2, 0])] == [{"image"}] * 2

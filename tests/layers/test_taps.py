@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from cnn_research.layers import taps
@@ -94,3 +95,66 @@ def test_the_gradient_at_a_tap_is_the_one_at_the_output():
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+class Classifier(nn.Module):
+    """A network whose last layer decides on the size of its input."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = Block(name="block")(x)
+        x = nn.relu(nn.Dense(3, name="last")(x))
+        return nn.Dense(2, name="head")(Scale(name="scale")(x).reshape(1, -1))
+
+
+class Scale(nn.Module):
+    """A layer without parameters."""
+
+    def __call__(self, x):
+        return 2 * x
+
+
+class Sum(nn.Module):
+    """A network on the layers of another one, whose parameters stand beside its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        body = Classifier()
+        nn.share_scope(self, body)
+        first, last = taps.intermediates(body, ["block/first", "scale"], x)
+        return nn.Dense(1, name="score")(last) + first.sum()
+
+
+def test_a_network_runs_as_far_as_its_layers_are_asked_for():
+    variables = Sum().init(jax.random.key(0), X)
+    assert variables["params"].keys() == {"block", "last", "score"}
+    result, outputs = taps.record(lambda: Sum().apply(variables, X))
+    assert "head" not in outputs
+    np.testing.assert_allclose(result, outputs["score"] + outputs["block/first"].sum(), rtol=1e-5)
+    params = variables["params"] | {"head": {"kernel": np.ones((6, 2), np.float32), "bias": np.zeros(2, np.float32)}}
+    _, whole = taps.record(lambda: Classifier().apply({"params": params}, X))
+    for name in ("block/first", "scale"):
+        np.testing.assert_array_equal(outputs[name], whole[name])
+
+
+def test_what_is_added_to_a_layer_of_the_body_is_seen_after_it():
+    """Also in the last one, which the network flattens."""
+    variables = Sum().init(jax.random.key(0), X)
+    for name, shape in (("block/first", (2, 4)), ("scale", (2, 3))):
+        tapped, outputs = taps.record(lambda: Sum().apply(variables, X), {name: jnp.ones(shape)})
+        expected = outputs["score"] + outputs["block/first"].sum()
+        np.testing.assert_allclose(tapped, expected, rtol=1e-5)
+        kernel, bias = (np.asarray(variables["params"]["score"][each]) for each in ("kernel", "bias"))
+        np.testing.assert_allclose(outputs["score"], outputs["scale"] @ kernel + bias, rtol=1e-4)
+        assert not np.allclose(tapped, Sum().apply(variables, X))
+
+
+@pytest.mark.parametrize("layers", [["block", "lst"], ["body"]])
+def test_layers_that_a_network_does_not_have(layers):
+    class Wrong(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return taps.intermediates(Classifier(name="body"), layers, x)
+
+    with pytest.raises(ValueError, match="Classifier has no layers"):
+        Wrong().init(jax.random.key(0), X)

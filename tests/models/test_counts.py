@@ -16,6 +16,10 @@ COUNTS = {
     "alexnet": (60_965_224, 724_406_816),
     "alexnet_ungrouped": (62_378_344, 1_135_256_096),
     "alexnet_owt": (61_100_840, 714_188_480),
+    "deconvnet": (251_805_653, 32_745_979_904),
+    "fcn8s": (134_376_863, 110_844_039_168),
+    "fcn16s": (134_364_410, 110_814_793_728),
+    "fcn32s": (134_346_581, 110_801_977_344),
     "googlenet": (6_998_552, 1_582_671_872),
     "googlenet_bn": (6_624_904, 1_498_376_192),
     "googlenet_cifar": (5_871_914, 1_447_241_728),
@@ -37,6 +41,7 @@ COUNTS = {
     "resnet164_cifar": (1_703_258, 244_500_992),
     "resnet1001_cifar": (10_327_706, 1_487_849_984),
     "resnet1202_cifar": (19_421_274, 2_829_238_912),
+    "unet": (31_030_658, 150_428_424_448),
     "vgg11": (132_863_336, 7_609_090_048),
     "vgg11_lrn": (132_863_336, 7_609_090_048),
     "vgg13": (133_047_848, 11_308_466_176),
@@ -66,8 +71,11 @@ def test_count_and_sizes(name):
         for axis in (0, 1):
             # O = (I - K + 2P) / S + 1, with the kernel as wide as its dilation makes it and 2P both ends' padding.
             extent = row.dilation[axis] * (row.kernel[axis] - 1) + 1
-            size = (row.input_shape[axis] - extent + sum(row.padding[axis])) // row.stride[axis] + 1
-            assert row.output_shape[axis] == size, row.name
+            before, after = row.input_shape[axis], row.output_shape[axis]
+            if row.kind == "ConvTranspose":  # which goes the other way
+                before, after = after, before
+            size = (before - extent + sum(row.padding[axis])) // row.stride[axis] + 1
+            assert after == size, row.name
 
 
 @pytest.mark.parametrize(
@@ -94,7 +102,13 @@ def test_a_residual_network_by_hand():
     assert stem + first + sum(others) + head == COUNTS["resnet20_cifar"][1]
 
 
-@pytest.mark.parametrize("name", ["alexnet", "googlenet", "lenet5", "resnet20_cifar", "vgg16"])
+def test_a_sliding_classifier_by_hand():
+    """FCN-32s on 500x500 pixels, padded to 512x512: VGG's convolutions, and its hidden layers in 16x16 cells."""
+    convolutions = (COUNTS["vgg16"][1] - 25_088 * 4096 - 4096 * 4096 - 4096 * 1000) * 16**2 // 7**2
+    assert convolutions + 16**2 * (25_088 * 4096 + 4096 * 4096 + 4096 * 21) == COUNTS["fcn32s"][1]
+
+
+@pytest.mark.parametrize("name", ["alexnet", "fcn8s", "googlenet", "lenet5", "resnet20_cifar", "unet", "vgg16"])
 def test_a_tables_parameters_are_those_of_the_variables(name):
     module, shape = models.create(name), (1, *models.input_shape(name))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(shape), train=False))

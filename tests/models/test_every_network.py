@@ -23,6 +23,7 @@ class Case:
     turned: dict[str, Any]  # its own fields, and other values of shared ones
     shape: Callable[[dict[str, Any]], tuple[int, ...]]  # of the images, by the fields
     scale: float = 1.0  # of the images
+    needs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # besides `NEEDS`
 
 
 # Among one device `bn_group` would do nothing.
@@ -195,7 +196,75 @@ GOOGLENET = Case(
 )
 
 
+FCN = Case(
+    {
+        "activation": "leaky_relu",
+        "body": "nin_cifar",
+        "hidden": (64,),
+        "hidden_kernel": 3,
+        "num_classes": 5,
+        "skips": 1,
+        "width": 1 / 32,
+    },
+    {
+        "body": "resnet20_cifar",
+        "border": "image",
+        "dropout_rate": 0.25,
+        "hidden": (32,),
+        "hidden_kernel": 5,
+        "kernel_init": "he_normal",
+        "learned": "all",
+        "num_classes": 7,
+        "skips": 0,
+    },
+    lambda fields: (2, 17, 14, 3),
+)
+
+
+DECONVNET = Case(
+    {
+        "activation": "leaky_relu",
+        "configuration": "A",
+        "hidden": (64, 64),
+        "hidden_kernel": 2,
+        "norm": "none",
+        "num_classes": 5,
+        "stages": 2,
+        "width": 1 / 16,
+    },
+    {
+        "configuration": "B",
+        "hidden": (64,),
+        "hidden_kernel": 1,
+        "num_classes": 7,
+        "stages": 1,
+        "unpool": "nearest",
+    },
+    lambda fields: (2, 9, 10, 3),
+    needs={"pool": {"unpool": "nearest"}},
+)
+
+
+UNET = Case(
+    {"activation": "leaky_relu", "depth": 2, "features": 2, "num_classes": 5, "padding": "same"},
+    {
+        "auxiliary_weights": (0.3,),
+        "depth": 1,
+        "dropout_rate": 0.25,
+        "features": 3,
+        "num_classes": 7,
+        "padding": "valid",
+        "skip": "none",
+        "up": "bilinear",
+    },
+    lambda fields: (2, 9, 10, 3) if fields["padding"] == "same" else (2, 44, 44, 3),
+)
+
+
 CASES = {
+    **dict.fromkeys(("fcn8s", "fcn16s", "fcn32s"), FCN),
+    "deconvnet": DECONVNET,
+    "unet": UNET,
     **dict.fromkeys(("nin_cifar", "nin_imagenet"), NIN),
     **dict.fromkeys(("googlenet", "googlenet_bn", "googlenet_cifar"), GOOGLENET),
     **dict.fromkeys(("alexnet", "alexnet_owt", "alexnet_ungrouped"), ALEXNET),
@@ -263,7 +332,7 @@ def changed(name, fields, others):
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_turning_the_field_changes_the_network(name, field):
     case = CASES[name]
-    base = case.base | NEEDS.get(field, {})
+    base = case.base | NEEDS.get(field, {}) | case.needs.get(field, {})
     assert changed(name, base, base | {field: (SHARED | case.turned)[field]})
 
 
@@ -277,14 +346,21 @@ def test_gradients_reach_every_parameter_and_a_step_goes_well(name, dtype):
     """All is finite in both precisions; auxiliary classifiers with the rest."""
     fields = CASES[name].base | {"activation": "leaky_relu", "dtype": dtype}  # so few ReLUs may all be silent
     if "auxiliary_weights" in models.config(name):
-        fields["auxiliary_weights"] = (0.3, 0.3)
+        fields["auxiliary_weights"] = CASES[name].turned["auxiliary_weights"]
     module, images, init = start(name, fields)
     variables = filled(jax.eval_shape(init, jax.random.key(0)))
     batch = {"image": images, "label": jnp.arange(len(images)), "example_mask": jnp.ones(len(images), bool)}
+    rng = jax.random.key(1)
 
     def loss(params):
-        terms, _ = Classification().loss(module, variables | {"params": params}, batch, jax.random.key(1), train=True)
-        return sum(total for total, _ in terms.values())
+        given = variables | {"params": params}
+        if models.task(name) == "classification":
+            terms, _ = Classification().loss(module, given, batch, rng, train=True)
+            return sum(total for total, _ in terms.values())
+        passed = {"train": True, "mutable": ["auxiliary", "batch_stats"], "rngs": {"dropout": rng}}
+        logits, updated = module.apply(given, images, **passed)
+        heads = [head["logits"] for head in updated.get("auxiliary", {}).values()]
+        return -sum(jax.nn.log_softmax(each)[..., 0].mean() for each in (logits, *heads))
 
     # Run once: what counts is the time to compile.
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

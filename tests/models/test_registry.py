@@ -30,6 +30,18 @@ def test_names_are_sorted():
     assert {"lenet5", "lenet5_modern"} <= set(models.names())
 
 
+def test_names_by_task():
+    segmenters = ["deconvnet", "fcn16s", "fcn32s", "fcn8s", "unet"]
+    assert models.names("segmentation") == segmenters
+    assert sorted(models.names("classification") + segmenters) == models.names()
+    assert {models.task(name) for name in segmenters} == {"segmentation"}
+    assert models.task("vgg16") == "classification"
+    with pytest.raises(UserError, match="did you mean 'segmentation'"):
+        models.names("segmentatoin")
+    with pytest.raises(UserError, match="model 'unit' is not known"):
+        models.task("unit")
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_a_configuration_gives_the_network_again(name):
     config = models.config(name)
@@ -107,5 +119,7 @@ def test_the_images_that_networks_were_made_for():
     assert shapes["alexnet"] == (227, 227, 3)
     assert shapes["resnet20_cifar"] == shapes["nin_cifar"] == (32, 32, 3)
     assert shapes["lenet5"] == (32, 32, 1)
+    assert shapes["unet"] == (572, 572, 1)
+    assert shapes["fcn8s"] == (500, 500, 3)
     with pytest.raises(UserError, match="model 'vgg17' is not known; did you mean 'vgg1"):
         models.input_shape("vgg17")

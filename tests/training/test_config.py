@@ -171,3 +171,35 @@ def test_validate_names_the_field_and_what_would_be_right(config, changes, messa
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=f"^{message}"):
         configs.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.mask": ""}, r"task segmentation takes a feature, such as segmentation_mask, as data\.mask; it is ''"),
+        (
+            {"task": "classification"},
+            r"unet is a network for segmentation, task is 'classification'; give one of .*resnet50",
+        ),
+        ({"model.name": "vgg16"}, r"vgg16 is a network for classification, task is 'segmentation'; give one of .*unet"),
+        (
+            {"task": "classification", "model.name": "vgg16"},
+            r"task classification takes no feature, as data\.mask; it is 'segmentation_mask'",
+        ),
+        ({"data.mirror": -1}, r"data\.mirror=-1 must not be negative"),
+    ],
+)
+def test_masks_and_the_task_go_together(changes, message):
+    config = configs.default_config("unet", task="segmentation")
+    configs.validate(config)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        configs.validate(config)
+
+
+def test_the_network_sees_the_mirrored_border():
+    config = configs.default_config("unet", task="segmentation")
+    config.data.update(image_size=(20, 30), channels=1, mirror=4)
+    assert configs.input_shape(config.data) == (28, 38, 1)
+    config.data.crop_size = (8, 6)
+    assert configs.input_shape(config.data) == (16, 14, 1)

@@ -8,14 +8,14 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cnn_research.data.batches import load, load_step
-from cnn_research.data.images import ImageSpec
+from cnn_research.data.images import ImageSpec, MaskSpec
 from cnn_research.data.order import Sequential, Shuffled
 from cnn_research.data.sources import open_source
 from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
 from cnn_research.training import feed as feeds
 from cnn_research.training.config import default_config
-from cnn_research.training.feed import image_spec, make_feed, train_spec
+from cnn_research.training.feed import eval_spec, image_spec, make_feed, train_spec
 from cnn_research.training.parallel import make_parallel
 from cnn_research.training.step import gather
 
@@ -137,3 +137,41 @@ def test_a_set_without_labels_is_refused(source):
     unlabelled = dataclasses.replace(source, name="pictures", features=features)
     with pytest.raises(UserError, match="data set 'pictures' has no feature 'label'; it has image, text"):
         make_feed(unlabelled, Shuffled(50, 16, seed=0), data(), make_parallel("jit"))
+
+
+def masked(**loss):
+    """A config whose pixels have classes: `shapes`, and the ground."""
+    config = default_config("unet", task="segmentation", num_classes=5)
+    config.data.update(image_size=(16, 16), class_names=("ground", "ellipse", "rectangle", "triangle", "star"))
+    config.loss.update(loss)
+    return config
+
+
+def test_masks_are_read_where_the_task_wants_them():
+    spec = ImageSpec((16, 16), masks=MaskSpec("segmentation_mask", 5))
+    assert train_spec(masked()) == eval_spec(masked()) == spec
+    weighted = masked(border_weight=10.0)
+    assert train_spec(weighted) == dataclasses.replace(spec, masks=MaskSpec("segmentation_mask", 5, borders=True))
+    assert eval_spec(weighted) == spec
+    assert train_spec(default_config("lenet5")).masks is None
+    weighted.data.update(mask="classes", mask_values=(1, 2, 3, 5, 4))
+    assert eval_spec(weighted).masks == MaskSpec("classes", 5, (1, 2, 3, 5, 4))
+
+
+@pytest.mark.parametrize("resident", ["on", "off"])
+def test_masks_come_with_their_images(resident):
+    config, parallel = masked(border_weight=10.0), make_parallel("jit")
+    config.data.resident = resident
+    shapes = open_source("shapes/16x16_train20_test8", "train")
+    order = Shuffled(20, 8, seed=1)
+    feed = make_feed(shapes, order, config.data, parallel, train_spec(config))
+    assert bool(feed.data) == (resident == "on")
+    (batch,) = feed(1, 2)
+    expected = load(shapes, *order(1), train_spec(config))
+    assert expected["segmentation_mask"].max() > 1
+    assert_same(gather(batch, feed.data), expected)
+
+
+def test_a_set_without_masks_is_refused(source):
+    with pytest.raises(UserError, match="data set 'digits' has no feature 'segmentation_mask'; it has image, label"):
+        make_feed(source, Shuffled(50, 16, seed=0), masked().data, make_parallel("jit"), train_spec(masked()))

@@ -245,3 +245,17 @@ def test_an_evaluation_step_counts_examples_and_not_padding(variables):
     resident = {key: batch[key] for key in ("image", "label")}
     indices = {"index": np.arange(BATCH), "example_mask": MASK}
     jax.tree.map(np.testing.assert_array_equal, step(variables[True], indices, resident), sums)
+
+
+def test_networks_that_label_pixels_are_tested_on_whole_images():
+    batch = {key: jnp.asarray(value) for key, value in make_batch().items() if key != "label"}
+    batch["segmentation_mask"] = batch["image"]
+    for whole, size in ((True, 8), (False, 6)):
+        preprocessing = Preprocessing(Augmentation(), (0.0,), (1.0,), (6, 6), whole, mirror=3)
+        trained, tested = preprocessing.train(batch, jax.random.key(0)), preprocessing.test(batch)
+        for found, inner in ((trained, 6), (tested, size)):
+            assert found["image"].shape == (BATCH, inner + 6, inner + 6, 1)
+            assert found["segmentation_mask"].shape == (BATCH, inner, inner, 1)
+            seen = np.asarray(found["segmentation_mask"]) / np.float32(255)
+            expected = np.pad(seen, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
+            np.testing.assert_allclose(found["image"], expected, rtol=1e-6)

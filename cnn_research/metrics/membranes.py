@@ -66,7 +66,7 @@ def rand_f_score(truth: Integer[np.ndarray, "*shape"], predicted: Integer[np.nda
 def best_rand_f_score(
     interiors: Sequence[Interior],
     probabilities: Sequence[Float[np.ndarray, "height width"]],
-    thresholds: Sequence[float] = tuple(np.linspace(0.1, 0.9, 9)),
+    thresholds: Sequence[float] = tuple(np.linspace(0.05, 0.95, 19)),
 ) -> tuple[float, float]:
     """Returns the best mean Rand F-score over all thresholds, and its threshold, as the challenge ranks.
 

@@ -36,12 +36,12 @@ class Body(NamedTuple):
 
     Attributes:
       layers: what gives them, by their stride: the pixels of a map's cell.
-      margin: pixels that the image needs in addition, all around, to leave a map for each stride's pixels; the windows
-        of some networks have no padding.
+      margins: pixels that the image needs before and after its own, where windows have no padding: for a cell for each
+        stride's pixels, in their middle.
     """
 
     layers: dict[int, str]
-    margin: int = 0
+    margins: tuple[int, int] = (0, 0)
 
 
 STAGES = dict(zip((8, 16, 32), ("stage2", "stage3", "stage4"), strict=True))
@@ -49,9 +49,9 @@ MODULES = ("inception_3b", "inception_4e", "inception_5b")
 
 BODIES = {
     **dict.fromkeys(vgg.VARIANTS, Body({8: "pool3", 16: "pool4", 32: "pool5"})),
-    **dict.fromkeys(("alexnet", "alexnet_ungrouped"), Body({8: "pool1", 16: "pool2", 32: "pool5"}, margin=35)),
-    "alexnet_owt": Body({8: "pool1", 16: "pool2", 32: "pool5"}, margin=31),
-    "nin_imagenet": Body({8: "pool1", 16: "pool2", 32: "pool3"}, margin=35),
+    **dict.fromkeys(("alexnet", "alexnet_ungrouped"), Body({8: "pool1", 16: "pool2", 32: "pool5"}, margins=(17, 18))),
+    "alexnet_owt": Body({8: "pool1", 16: "pool2", 32: "pool5"}, margins=(15, 16)),
+    "nin_imagenet": Body({8: "pool1", 16: "pool2", 32: "pool3"}, margins=(17, 18)),
     "nin_cifar": Body({2: "pool1", 4: "pool2"}),
     **dict.fromkeys(("googlenet", "googlenet_bn"), Body(dict(zip((8, 16, 32), MODULES, strict=True)))),
     "googlenet_cifar": Body(dict(zip((1, 2, 4), MODULES, strict=True))),
@@ -137,6 +137,10 @@ class FCN(nn.Module):
             raise UserError(f"hidden={self.hidden} is out of range; each layer must have 1 or more units")
         if self.hidden_kernel < 1:
             raise UserError(f"hidden_kernel={self.hidden_kernel} is out of range; it must be 1 or more")
+        if self.border == "image" and self.hidden_kernel % 2 == 0:
+            raise UserError(
+                f"border='image' needs an odd hidden_kernel, not {self.hidden_kernel}; or use border='same'"
+            )
         if not self.hidden:
             check_unused(self, ["border", "dropout_rate", "hidden_kernel"], "with hidden=()")
         super().__post_init__()
@@ -159,16 +163,15 @@ class FCN(nn.Module):
         cells = [-(-size // strides[0]) for size in images.shape[1:3]]
         around = strides[0] * (self.hidden_kernel - 1) if self.hidden and self.border == "image" else 0
 
-        spare = [strides[0] * count - size for count, size in zip(cells, images.shape[1:3], strict=True)]
-        widths = [_halves(each + around) for each in spare]
-        margins = [_halves(each) for each in 2 * [body.margin]]
-        before_after = [(a + c, b + d) for (a, b), (c, d) in zip(widths, margins, strict=True)]
-        padded = jnp.pad(images, ((0, 0), *before_after, (0, 0)))
+        before, after = body.margins
+        spare = [strides[0] * count + around - size for count, size in zip(cells, images.shape[1:3], strict=True)]
+        widths = [(total // 2 + before, total - total // 2 + after) for total in spare]
+        padded = jnp.pad(images, ((0, 0), *widths, (0, 0)))
+
         layers = [body.layers[stride] for stride in reversed(strides)]
         classifier = self.classifier()
         nn.share_scope(self, classifier)
         *finer, x = intermediates(classifier, layers, padded, train=train)
-
         x = _cropped(x, *(count + around // strides[0] for count in cells))
         for index, units in enumerate(self.hidden, start=6):
             kernel, border = (self.hidden_kernel, "valid" if around else "same") if index == 6 else (1, "same")
@@ -211,10 +214,6 @@ class FCN(nn.Module):
         size: dict[str, Any] = {"kernel_size": 2 * factor, "strides": factor, "padding": factor // 2}
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return ConvTranspose(self.num_classes, **size, use_bias=False, kernel_init=bilinear, **dtypes, name=name)(x)
-
-
-def _halves(total: int) -> tuple[int, int]:
-    return total // 2, total - total // 2
 
 
 def _cropped(x: Array, height: int, width: int) -> Array:

@@ -4,6 +4,7 @@
 published network a ReLU follows each up-convolution, and the last one does not halve the channels.)
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -65,14 +66,9 @@ def fitting_sizes(size: int, depth: int = 4) -> tuple[int, ...]:
       size: pixels of an axis.
       depth: how many poolings there are.
     """
-    step = 2**depth
-    least = 12 * step - 4 - (8 * step - 8)
-    while not output_size(least, depth):
-        least += 1
-    if size <= least:
-        return (least,)
-    below = size - (size - least) % step
-    return (below,) if below == size else (below, below + step)
+    step, least = 2**depth, next(each for each in itertools.count(1) if output_size(each, depth))
+    below = max(size - (size - least) % step, least)
+    return (below,) if size <= below else (below, below + step)
 
 
 class UNet(nn.Module):

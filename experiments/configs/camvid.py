@@ -5,7 +5,7 @@ python -m experiments.train --config=experiments/configs/camvid.py:unet --workdi
 The data set is a directory that a TFDS builder prepared, with the features `image` and `segmentation_mask`, and the
 splits train (367), val (101) and test (233). The argument is a network that labels pixels, in a body for two CPU cores;
 after a comma `full` takes the network as published, at the frames' own size, for an accelerator: `camvid.py:unet,full`.
-An FCN may start from a classifier's weights: `--config.init_from=vgg16.pth --config.init_except='head|score'`.
+There an FCN may start from a classifier's weights: `--config.init_from=vgg16.pth --config.init_except='head|score'`.
 
 Meant for a mean IoU of 40% (11 classes, test) in under 45 minutes on 2 CPU cores.
 """

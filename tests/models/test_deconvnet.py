@@ -62,8 +62,13 @@ def test_the_way_back(unpool):
     """Each map is as large as the one before its pooling; with switches it has values where the largest were."""
     module = DeconvNet(**TINY, unpool=unpool)
     images = jax.random.normal(jax.random.key(0), (1, 11, 14, 2))
-    variables = module.init(jax.random.key(1), images, train=False)
-    logits, layers = record(lambda: module.apply(variables, images, train=False))
+
+    @jax.jit
+    def run(key, images):
+        variables = module.init(key, images, train=False)
+        return record(lambda: module.apply(variables, images, train=False))
+
+    logits, layers = run(jax.random.key(1), images)
     assert logits.shape == (1, 11, 14, 3)
     for stage, last in ((1, "conv1_1"), (2, "conv2_1")):
         y, maps = np.asarray(layers[f"unpool{stage}"]), np.asarray(layers[f"{last}_activation"])

@@ -45,6 +45,12 @@ def normal(*shape):
     return jax.random.normal(jax.random.key(7), shape)
 
 
+def applied(module, variables, images, **passed):
+    """Returns what the network returns, and what each layer gives; compiled at once, sooner than layer by layer."""
+    run = jax.jit(lambda variables, images: record(lambda: module.apply(variables, images, **passed)))
+    return run(variables, images)
+
+
 def parameters(module, *shape):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes(module, *shape)["params"]))
 
@@ -121,8 +127,8 @@ def by_hand(params, x, padding):
 def test_against_a_network_by_hand(padding, size):
     module, images = UNet(padding=padding, **TINY), normal(2, *size, 2)
     variables = random_variables(module, images)
-    logits = module.apply(variables, images, train=False)
-    expected = by_hand(variables["params"], images, padding)
+    logits, _ = applied(module, variables, images, train=False)
+    expected = jax.jit(partial(by_hand, padding=padding))(variables["params"], images)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
@@ -130,8 +136,8 @@ def test_a_tile_is_labelled_as_the_whole_image():
     """With valid convolutions nothing else than the tile is seen; its place is a multiple of the coarsest cells."""
     module, images = UNet(**TINY), normal(1, 64, 56, 1)
     variables = random_variables(module, images)
-    whole = module.apply(variables, images, train=False)
-    tile = module.apply(variables, images[:, 8:56, 4:48], train=False)
+    whole, _ = applied(module, variables, images, train=False)
+    tile, _ = applied(module, variables, images[:, 8:56, 4:48], train=False)
     margin = (64 - whole.shape[1]) // 2
     assert tile.shape[1:3] == (48 - 2 * margin, 44 - 2 * margin)
     expected = whole[:, 8 : 8 + tile.shape[1], 4 : 4 + tile.shape[2]]
@@ -191,7 +197,7 @@ def test_unpooling_is_by_the_switches_of_its_level(padding):
     """In the crop, too: values stand where the largest of their windows are."""
     module, images = UNet(padding=padding, up="unpool", **TINY), normal(1, 44, 44, 1)
     variables = random_variables(module, images)
-    _, outputs = record(lambda: module.apply(variables, images, train=False))
+    _, outputs = applied(module, variables, images, train=False)
     for level in (1, 2):
         up, maps = (np.asarray(outputs[name]) for name in (f"unpool{level}", f"conv{level}_2_activation"))
         margin = (maps.shape[1] - up.shape[1]) // 2
@@ -224,11 +230,7 @@ def test_auxiliary_logits_lie_where_the_networks_do():
     module = UNet(**TINY, auxiliary_weights=(0.25,))
     images = normal(1, 44, 44, 1)
     variables = random_variables(module, images)
-
-    def train():
-        return module.apply(variables, images, train=True, mutable=["auxiliary"])
-
-    (logits, updated), outputs = record(train)
+    (logits, updated), outputs = applied(module, variables, images, train=True, mutable=["auxiliary"])
     head = updated["auxiliary"]["auxiliary_2"]
     assert head["weight"] == 0.25
     # The two convolutions of the last level take two pixels, one of the cells, from each end.

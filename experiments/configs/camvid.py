@@ -57,12 +57,12 @@ def get_config(model: str = "unet") -> ConfigDict:
     config.eval_batch_size = 16
     config.log_every = 20
     config.eval_every = config.checkpoint_every = "5ep"
-    config.data.update(name="camvid", num_examples=367, image_size=(180, 240), class_names=CLASSES)
-    config.data.update(mean=(0.412, 0.425, 0.432), std=(0.307, 0.311, 0.307))
-    config.augmentation.update(flip=True, random_resized_crop=(0.4, 1.0), brightness=0.2, contrast=0.2)
+    config.data.update(name="camvid", num_examples=367, image_size=(180, 240), crop_size=(128, 160))
+    config.data.update(class_names=CLASSES, mean=(0.412, 0.425, 0.432), std=(0.307, 0.311, 0.307))
+    config.augmentation.update(flip=True, brightness=0.2, contrast=0.2)
     config.optimizer.update(name="adamw", learning_rate=0.003, weight_decay=0.01)
     if recipe == "full":
         config.duration = "200ep"
-        config.data.update(image_size=(360, 480))
+        config.data.update(image_size=(360, 480), crop_size=(256, 320))
         config.optimizer.update(learning_rate=0.001)
     return config

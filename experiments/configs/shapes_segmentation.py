@@ -18,7 +18,7 @@ from cnn_research.data.scenes import CLASSES
 BODIES: dict[str, dict[str, Any]] = {
     "fcn": dict(body="resnet20_cifar", norm="batch", hidden=(), kernel_init="he_normal"),
     "deconvnet": dict(configuration="B", stages=3, width=0.25, hidden=(512,), hidden_kernel=8, kernel_init="he_normal"),
-    "unet": dict(padding="same", norm="batch", depth=3, width=0.25, dropout_rate=0.0),
+    "unet": dict(padding="same", norm="batch", width=0.25, dropout_rate=0.0),
 }
 
 
@@ -55,10 +55,10 @@ def sweep_criterion() -> Iterator[dict[str, object]]:
 def get_config(model: str = "unet") -> ConfigDict:
     fields = next((fields for name, fields in BODIES.items() if model.startswith(name)), {})
     config = training.default_config(model, task="segmentation", num_classes=1 + len(CLASSES), **fields)
-    config.duration = "12ep"
+    config.duration = "20ep"
     config.batch_size = 32
     config.eval_batch_size = 100
-    config.eval_every = config.checkpoint_every = "3ep"
+    config.eval_every = config.checkpoint_every = "5ep"
     config.data.update(name="shapes", num_examples=2_000, image_size=(64, 64), class_names=("ground", *CLASSES))
     config.augmentation.update(flip=True)
     config.optimizer.update(name="adamw", learning_rate=0.003, weight_decay=0.01)

@@ -8,7 +8,7 @@ membranes, 1 in cells), and the splits train (24 slices) and val (6). The argume
 body for two CPU cores; `unet,paper` is the published one, for an accelerator: valid convolutions on mirrored borders,
 one tile a step, momentum 0.99.
 
-Meant for a pixel error (1 - pixel_accuracy) of 8% at most in about 20 minutes on 2 CPU cores.
+The goal is a pixel error (1 - pixel_accuracy) of 8% at most in about 20 minutes on 2 CPU cores; not measured yet.
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,8 @@
 
 python -m experiments.train --config=experiments/configs/shapes_segmentation.py:unet --workdir=runs/shapes_unet
 
-The argument is a network that labels pixels, in a body small enough for two CPU cores. Meant for a mean IoU of 90% with
-unet and 75% with fcn8s and deconvnet, in 10 minutes there.
+The argument is a network that labels pixels, in a body small enough for two CPU cores. The goal there is a mean IoU of
+90% with unet and 75% with fcn8s and deconvnet, in 10 minutes; not measured yet.
 """
 
 from collections.abc import Iterator

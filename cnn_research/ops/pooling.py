@@ -208,8 +208,8 @@ def _reduced(
 
     There XLA loops over each window, value by value, and so it does for the gradient of a maximum. Along the axes its
     3x3 windows with stride 2 are 5 to 22 times as fast with the gradient, and as fast as PyTorch's; forwards up to 17
-    times (`python -m experiments.benchmark --suite=pool` on two cores, AVX-512, jaxlib 0.10.2). Sums at every pixel have
-    a gradient that is twice as fast as such a loop, and are left to it.
+    times (`python -m experiments.benchmark --suite=pool` on two cores, AVX-512, jaxlib 0.10.2). The gradient of sums at
+    every pixel is twice as fast as such a loop, and so is left to it.
     """
     if max(windows[0]) > LARGEST_UNROLLED or (operation is lax.add and max(windows[1]) == 1):
         return lax.reduce_window(x, initial, operation, *windows)

@@ -101,7 +101,7 @@ def plain(
 def pointwise(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "1 1 channels features"], window: Window
 ) -> Float[Array, "batch out_height out_width features"]:
-    """Multiplies by the kernel of one pixel as by a matrix: 2.4 times as fast, its gradient 5 to 20 times."""
+    """Multiplies by the kernel of one pixel as by a matrix: 3 times as fast, the kernel's gradient 4 times."""
     vertical, horizontal = window.strides
     return lax.dot_general(x[:, ::vertical, ::horizontal], kernel[0, 0], (((3,), (0,)), ((), ())))
 
@@ -228,7 +228,7 @@ def by_phases(
     """Transposes a convolution, of dilation 1, by one without a stride whose features are the pixels between stamps.
 
     XLA's CPU compiler multiplies by the zeros between pixels, and leaves the gradient of the kernel to plain loops: for
-    a 2x2 kernel, stride 2, 64 channels in and out, [16, 28, 28], this is 40 times as fast.
+    a 2x2 kernel, stride 2, 64 channels in and out, [16, 28, 28], this gradient is 12 times as fast.
     """
     (height, width, inputs, features), (down, right), groups = kernel.shape, window.strides, window.groups
     taps = -(-height // down), -(-width // right)

@@ -207,7 +207,7 @@ def _reduced(
     """Reduces each window: by `lax`, or on a CPU along one axis after the other.
 
     There XLA loops over each window, value by value, and so it does for the gradient of a maximum. Along the axes its
-    3x3 windows with stride 2 are 5 to 22 times as fast with the gradient, and as fast as PyTorch's; forwards up to 17
+    3x3 windows with stride 2 are 5 to 19 times as fast with the gradient, and as fast as PyTorch's; forwards up to 8
     times (`python -m experiments.benchmark --suite=pool` on two cores, AVX-512, jaxlib 0.10.2). The gradient of sums at
     every pixel is twice as fast as such a loop, and so is left to it.
     """

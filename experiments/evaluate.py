@@ -75,7 +75,7 @@ def segmented(run: analysis.Run, split: str) -> Iterator[Segmented]:
     source, masks = open_split(run.config, split), mask_spec(run.config)
     assert masks
     for begin in range(0, len(source), CHUNK):
-        examples = source.examples.__getitems__(list(range(begin, min(begin + CHUNK, len(source)))))
+        examples = list(source.read(range(begin, min(begin + CHUNK, len(source))), masks.feature))
         images = [decode(example["image"], run.config.data.channels) for example in examples]
         for example, image, probabilities in zip(examples, images, run.segment(images, CHUNK), strict=True):
             yield image, decode_mask(example[masks.feature], masks)[..., 0], probabilities

@@ -63,10 +63,10 @@ def from_files(pattern: str, count: int, channels: int, class_names: tuple[str, 
 
 def from_split(run: analysis.Run, split: str, count: int) -> Iterator[Example]:
     """Yields the first examples of a split, at their own size."""
-    source = open_split(run.config, split)
-    for index, example in enumerate(source.examples.__getitems__(list(range(min(count, len(source)))))):
+    source, masks = open_split(run.config, split), mask_spec(run.config)
+    for index, example in enumerate(source.read(range(min(count, len(source))), masks.feature if masks else "")):
         name = f"{source.name}_{split}_{index:05d}"
-        image, masks = decode(example["image"], run.config.data.channels), mask_spec(run.config)
+        image = decode(example["image"], run.config.data.channels)
         yield name, image, decode_mask(example[masks.feature], masks)[..., 0] if masks else int(example["label"])
 
 

@@ -42,6 +42,8 @@ class Augmentation:
         image's size (He et al. 2015, arXiv:1512.03385: 4 for CIFAR); 0 is off.
       pad_mode: what is padded: `zeros`, which means `fill`, or `reflect`.
       flip: mirrors half of the images left to right (Krizhevsky et al. 2012).
+      dihedral: mirrors and turns images by right angles, in all ways that keep their shape: eight of a square image,
+        four of another; where up and left mean nothing, as under a microscope.
       brightness: the factor is drawn from 1 ± this, never below 0; 0 is off.
       contrast: likewise.
       saturation: likewise.
@@ -65,6 +67,7 @@ class Augmentation:
     pad_crop: int = 0
     pad_mode: str = "zeros"
     flip: bool = False
+    dihedral: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -126,9 +129,10 @@ class Draw(enum.IntEnum):
     MIXUP_OR_CUTMIX = 10
     CROP = 11
     ELASTIC = 12
+    DIHEDRAL = 13
 
 
-MOVING = (Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP, Draw.FLIP)
+MOVING = (Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP, Draw.FLIP, Draw.DIHEDRAL)
 FIELDS_OF_DATA = {Draw.CROP: "data.crop_size"}
 
 Operation = Callable[[Key[Array, ""], crops.Pixels], crops.Window]
@@ -245,6 +249,7 @@ def _operations(config: Augmentation, crop_size: tuple[int, ...]) -> dict[Draw, 
         (Draw.PAD_CROP, config.pad_crop, partial(pad, fill=config.fill), partial(pad, fill=(OUTSIDE,))),
         (Draw.CROP, crop_size and not resizes and not config.pad_crop, crop, crop),
         (Draw.FLIP, config.flip, crops.flip, crops.flip),
+        (Draw.DIHEDRAL, config.dihedral, crops.dihedral, crops.dihedral),
     )
     painting: tuple[tuple[Draw, Any, Operation], ...] = (
         (Draw.BRIGHTNESS, config.brightness, partial(_jitter, color.adjust_brightness, config.brightness)),

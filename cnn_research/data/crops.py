@@ -119,6 +119,18 @@ def flip(key: Key[Array, ""], image: Pixels) -> Pixels:
     return jnp.take(image, jnp.where(jax.random.bernoulli(key), columns[::-1], columns), axis=1, mode="clip")
 
 
+def dihedral(key: Key[Array, ""], image: Pixels) -> Pixels:
+    """Returns one of the images that mirrors and right angles make: eight of a square one, four of another."""
+    height, width, _ = image.shape
+    upside_down, mirrored, transposed = jax.random.bernoulli(key, shape=(3,))
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    rows = jnp.where(upside_down, rows[::-1], rows)[:, None]
+    columns = jnp.where(mirrored, columns[::-1], columns)[None, :]
+    if height == width:
+        rows, columns = (jnp.where(transposed, places.T, places) for places in (rows, columns))
+    return image.at[rows, columns].get(mode="clip")
+
+
 def cutout(key: Key[Array, ""], image: Image, side: int, fill: tuple[float, ...] = (0.0,)) -> Image:
     """Fills a square around a random pixel; what of it hangs over the border is lost."""
     return jnp.where(random_rectangle(key, image, jnp.array([side, side])), jnp.array(fill, image.dtype), image)

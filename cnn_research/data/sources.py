@@ -44,19 +44,21 @@ class Source:
       split: with TFDS's slicing, such as `train[:90%]`.
       examples: random access to the examples; images are still encoded.
       features: TFDS's description of an example.
+      image: the feature that holds the images, which is `image` in what `read` yields.
     """
 
     name: str
     split: str
     examples: Examples
     features: tfds.features.FeaturesDict
+    image: str = "image"
 
     def __len__(self) -> int:
         """Returns the number of examples."""
         return len(self.examples)
 
     def read(self, indices: Sequence[int], mask: str = "") -> Iterator[dict[str, Any]]:
-        """Yields the image files, labels and masks of examples, and nothing else of them.
+        """Yields the image files (`image`), labels (`label`) and masks of examples; more only of other formats.
 
         A list of MNIST's records takes a quarter of the time that they take one by one. A list of photographs takes
         three times as much: ArrayRecord starts threads for it, and what it reads has left the cache when it is decoded.
@@ -66,15 +68,18 @@ class Source:
           mask: the feature of the masks; none unless given.
         """
         records: Any = self.examples
-        parse: Callable[[Any], dict[str, Any]] = dict
+        parse: Callable[[Any], dict[str, Any]] = self._renamed
         if isinstance(records, array_record.ArrayRecordDataSource):
-            records, parse = records.data_source, functools.partial(_parse, mask)
+            records, parse = records.data_source, functools.partial(_parse, self.image, mask)
         first = parse(records[indices[0]])
         if len(first["image"]) < SMALL_FILE:
-            yield from map(parse, records.__getitems__(indices))
+            yield from map(parse, records.__getitems__(list(indices)))
         else:
             yield first
             yield from map(parse, map(records.__getitem__, indices[1:]))
+
+    def _renamed(self, example: dict[str, Any]) -> dict[str, Any]:
+        return {**example, "image": example[self.image]}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -143,13 +148,14 @@ def _prepared(searched: Iterable[epath.Path]) -> set[str]:
     return {*map("/".join, infos), *embedded.NAMES}
 
 
-def open_source(name: str, split: str, data_dir: str = "") -> Source:
+def open_source(name: str, split: str, data_dir: str = "", image: str = "image") -> Source:
     """Opens a split of a prepared data set.
 
     Args:
       name: see `find`.
       split: a split or a slice of one: `train`, `train[:90%]`, `train+validation`.
       data_dir: see `folders`.
+      image: the feature that holds the images.
 
     Raises:
       UserError: no such data set or split, a format without random access, or an empty split.
@@ -166,13 +172,13 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     except (ValueError, AssertionError) as error:
         known = ", ".join(f"{key} ({info.num_examples})" for key, info in builder.info.splits.items())
         raise UserError(f"data set {name!r} has no examples in split {split!r}; its splits are {known}") from error
-    return Source(name, split, examples, builder.info.features)
+    return Source(name, split, examples, builder.info.features, image)
 
 
-def _parse(mask: str, record: bytes) -> dict[str, Any]:
+def _parse(image: str, mask: str, record: bytes) -> dict[str, Any]:
     """Reads what is needed; TFDS takes 12 µs more for MNIST's, and 20 to 100 for a photograph's and all that it has."""
     features = tf_example_pb2.Example.FromString(record).features.feature
-    example: dict[str, Any] = {"image": features["image"].bytes_list.value[0]}
+    example: dict[str, Any] = {"image": features[image].bytes_list.value[0]}
     if mask:
         example[mask] = features[mask].bytes_list.value[0]
     return example | {"label": features["label"].int64_list.value[0]} if "label" in features else example

@@ -31,7 +31,7 @@ def confusion_matrix(
       counts: which pixels count; all unless given.
 
     Returns:
-      counts[true, predicted]; up to 2^31 pixels of a pair.
+      counts[true, predicted]; below 2^31 pixels of a pair, so add those of many images in 64 bits.
     """
     masks = jnp.asarray(masks, jnp.int32).ravel()
     known = masks != IGNORE

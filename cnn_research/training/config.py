@@ -60,6 +60,7 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 test="test",
                 data_dir="",
                 num_examples=0,  # of the training split, where the data is absent (plan, tabulate)
+                image="image",  # the feature with the images
                 class_names=(),  # read from the data set, but for those of pixels
                 image_size=(32, 32),  # height, width
                 crop_size=(),  # of the window that the network sees: random in training, else the middle; (): all
@@ -189,6 +190,11 @@ def crops_on_host(data: ConfigDict) -> bool:
 def crop_size(data: ConfigDict) -> tuple[int, ...]:
     """Returns `config.data.crop_size`; runs that are older than the field see all of their images."""
     return tuple(data.get("crop_size", ()))
+
+
+def image_feature(data: ConfigDict) -> str:
+    """Returns `config.data.image`; runs that are older than the field read `image`."""
+    return data.get("image", "image")
 
 
 def mask_feature(data: ConfigDict) -> str:

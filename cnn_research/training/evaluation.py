@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -11,7 +11,7 @@ from cnn_research.data.order import Sequential
 from cnn_research.data.sources import Source, open_source
 from cnn_research.errors import UserError
 from cnn_research.tasks import Task
-from cnn_research.training.config import mask_feature
+from cnn_research.training.config import image_feature, mask_feature
 from cnn_research.training.feed import Feed, eval_spec, make_feed
 from cnn_research.training.parallel import Jit
 from cnn_research.training.step import Preprocessing, make_eval_step
@@ -46,7 +46,6 @@ class Evaluator:
         self._feed: Feed = make_feed(source, self._order, config.data, parallel, eval_spec(config))
         self._task = task
         self._step = jax.jit(make_eval_step(model, task, preprocessing), out_shardings=parallel.replicated)
-        self._add = jax.jit(lambda first, second: jax.tree.map(jnp.add, first, second), donate_argnums=0)
 
     def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
         """Returns the metrics of the split, under the task's names.
@@ -62,11 +61,23 @@ class Evaluator:
         Args:
           variables: the network's, replicated over the mesh.
         """
-        sums = None
+        sums = pending = None
         for batch in self._feed(0, len(self._order)):
             new = self._step(variables, batch, self._feed.data)
-            sums = new if sums is None else self._add(sums, new)
-        return jax.device_get(sums)
+            sums, pending = _added(sums, pending), new  # the host adds while the devices work
+        return _added(sums, pending)
+
+
+def _added(sums: Any, new: Any) -> Any:
+    """Adds a batch's sums in 64 bits: Cityscapes' training split has three times the pixels that 32 count."""
+    if new is None:
+        return sums
+    wide = jax.tree.map(_widened, jax.device_get(new))
+    return wide if sums is None else jax.tree.map(np.add, sums, wide)
+
+
+def _widened(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float64)
 
 
 def check_classes(source: Source, config: ConfigDict) -> None:
@@ -89,4 +100,4 @@ def class_names(source: Source, config: ConfigDict) -> tuple[str, ...]:
 
 def open_split(config: ConfigDict, split: str) -> Source:
     """Opens a split of the config's data set."""
-    return open_source(config.data.name, split, config.data.data_dir)
+    return open_source(config.data.name, split, config.data.data_dir, image_feature(config.data))

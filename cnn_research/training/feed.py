@@ -116,7 +116,7 @@ def make_feed(source: Source, order: Order, data: ConfigDict, parallel: Jit, spe
       UserError: the examples are not those that the task needs.
     """
     spec = spec or image_spec(data)
-    for key in ("image", spec.masks.feature if spec.masks else "label"):
+    for key in (source.image, spec.masks.feature if spec.masks else "label"):
         if key not in source.features:
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
     small = batches.nbytes(source, spec) <= RESIDENT_BYTES

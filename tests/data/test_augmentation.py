@@ -22,6 +22,7 @@ ON = {
     "random_resized_crop": (0.2, 0.8),
     "pad_crop": 3,
     "flip": True,
+    "dihedral": True,
     "brightness": 0.4,
     "contrast": 0.4,
     "saturation": 0.4,
@@ -186,7 +187,7 @@ def make_masked_batch():
     return make_batch() | {"image": images, "segmentation_mask": masks, "border_distance": masks + np.float16(100)}
 
 
-@pytest.mark.parametrize("field", ["elastic", "random_resized_crop", "pad_crop", "flip", "crop"])
+@pytest.mark.parametrize("field", ["elastic", "random_resized_crop", "pad_crop", "flip", "dihedral", "crop"])
 def test_masks_move_with_their_images(field):
     """Wherever an image shows one class alone, the mask holds that class, and ignores what came from outside."""
     batch, on = make_masked_batch(), {field: value for field, value in [(field, ON.get(field))] if value}
@@ -297,7 +298,7 @@ def test_grey_images_have_no_colour_to_jitter():
     assert (run(Augmentation(brightness=0.5), batch)["image"] != batch["image"]).any()
 
 
-@pytest.mark.parametrize("field", ["random_resized_crop", "pad_crop", "flip", "mixup", "cutmix"])
+@pytest.mark.parametrize("field", ["random_resized_crop", "pad_crop", "flip", "dihedral", "mixup", "cutmix"])
 @pytest.mark.parametrize("target", ["instance_mask", "objects/bbox"])
 def test_targets_that_would_have_to_move_are_refused(field, target):
     batch = make_batch(**{target: np.zeros((BATCH, 3), np.float32)})

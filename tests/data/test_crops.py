@@ -74,6 +74,16 @@ def test_flip_mirrors_half():
     assert abs(mirrored.mean() - 0.5) < 0.06
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (3, 4)])
+def test_dihedral_takes_every_way_alike_often(height, width):
+    image = np.asarray(distinct(height, width, 2))
+    found = draws(crops.dihedral, jnp.array(image), 1600)
+    turned = [np.rot90(image, turns) for turns in range(0, 4, 1 if height == width else 2)]
+    counts = [(found == way).all(axis=(1, 2, 3)).sum() for each in turned for way in (each, each[:, ::-1])]
+    assert sum(counts) == len(found)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("size", [(20, 31), (9, 14)])
 def test_resized_window_is_what_opencv_makes_of_it(size):
     image = np.random.default_rng(1).random((20, 31, 3), dtype=np.float32)

@@ -1,5 +1,6 @@
 """Data sets are found by name or path, and read without being written to."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -45,6 +46,13 @@ class Nameless(Colours):
 
     FEATURES = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(4, 4, 3))})
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="small"), tfds.core.BuilderConfig(name="smaller")]  # noqa: RUF012
+
+
+class InMemory(list):
+    """Examples with random access."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
 
 
 class Masked(Colours):
@@ -215,11 +223,7 @@ def test_read_gives_the_image_files_and_labels_that_tfds_gives(prepared, monkeyp
 
 
 def test_read_takes_examples_in_memory():
-    class Examples(list):
-        def __getitems__(self, indices):
-            return [self[index] for index in indices]
-
-    examples = Examples({"image": bytes(length), "label": length} for length in (2, 2**15))
+    examples = InMemory({"image": bytes(length), "label": length} for length in (2, 2**15))
     source = sources.Source("a", "b", examples, Colours.FEATURES)
     for indices in ([0, 1, 0], [1, 0, 1]):
         assert list(source.read(indices)) == [examples[index] for index in indices]
@@ -233,3 +237,7 @@ def test_read_gives_a_mask_too(tmp_path):
     assert read == source.examples.__getitems__([2, 0])
     assert cv2.imdecode(np.frombuffer(read[0]["mask"], np.uint8), cv2.IMREAD_GRAYSCALE).max() == 2
     assert [example.keys() for example in source.read([2, 0])] == [{"image"}] * 2
+    renamed = sources.open_source(str(builder.data_path), "train", image="mask")
+    in_memory = dataclasses.replace(renamed, examples=InMemory(renamed.examples))
+    for records in (renamed, in_memory):
+        assert next(records.read([2]))["image"] == read[0]["mask"]

@@ -11,7 +11,7 @@ from experiments import command_line
 from experiments.arms import make_arms
 
 SMALL = ("cifar10", "digits", "fashion_mnist", "mnist")  # images that a LeNet takes
-DENSE = ("camvid", "isbi2012", "pets", "shapes_segmentation")  # recipes of segmentation
+DENSE = ("camvid", "cityscapes", "isbi2012", "pets", "shapes_segmentation", "voc_segmentation")  # of segmentation
 RECIPES = sorted((Path(__file__).parents[2] / "experiments" / "configs").glob("*.py"))
 
 

@@ -128,14 +128,19 @@ def _fcn(model: FCN) -> Layout:
     body = model.classifier()
     if isinstance(body, AlexNet | VGG):
         body = body.clone(hidden=model.hidden)
-    return dataclasses.replace(_layout(body), own=("fc", "score", "upscore"))
+    return _body(_layout(body), ("fc", "score", "upscore"))
 
 
 def _deconvnet(model: DeconvNet) -> Layout:
     body = VGG(configuration=model.configuration, hidden=model.hidden, norm=model.norm)
-    layout = _layout(body)
-    layers = {name: theirs for name, theirs in layout.layers.items() if name != "head"}
-    return dataclasses.replace(layout, layers=layers, own=("deconv", "fc", "head"))
+    return _body(_layout(body), ("deconv", "fc", "head"))
+
+
+def _body(layout: Layout, own: tuple[str, ...]) -> Layout:
+    """Returns the layout of a network that has a classifier's layers but for its head, and layers of its own."""
+    layers = dict(layout.layers)
+    head = layers.pop("head")
+    return dataclasses.replace(layout, layers=layers, optional=(*layout.optional, f"{head}."), own=own)
 
 
 LAYOUTS: dict[type[nn.Module], Callable[[Any], Layout]] = {

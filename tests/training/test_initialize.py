@@ -230,6 +230,32 @@ def test_a_head_for_other_classes_stays_fresh(resnet, tmp_path, capsys):
         assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    ("body", "classifier"),
+    [("vgg11", dict(width=1 / 32, hidden=(32, 32))), ("resnet18", dict(width=1 / 16, norm="batch"))],
+)
+def test_a_network_of_pixels_begins_with_a_classifier(tmp_path, body, classifier):
+    """All of it but the scores: from a run's file or from PyTorch's, with the fully connected layers that slide."""
+    rng = np.random.default_rng(0)
+    trained = configs.default_config(body, num_classes=10, **classifier)
+    trained.data.update(name="digits", image_size=(224, 224), num_examples=100)
+    shapes = make_program(trained).abstract_variables
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    safetensors.save(variables, tmp_path / "ours.safetensors")
+    save_file(torch.dump(body, variables, num_classes=10, **classifier), tmp_path / "theirs.safetensors")
+    fields = {"hidden": ()} | classifier
+    config = configs.default_config("fcn8s", num_classes=5, body=body, **fields)
+    config.data.update(name="shapes", image_size=(64, 64), num_examples=100)
+    config.init_except = "head|score"
+    for file in ("ours", "theirs"):
+        program = with_fields(config, init_from=str(tmp_path / f"{file}.safetensors"))
+        found = initial_variables(program, make_parallel("jit"))
+        scores = {layer for layer in found["params"] if "score" in layer}
+        assert len(scores) == 5
+        rest = {layer: value for layer, value in found["params"].items() if layer not in scores}
+        assert_equal(rest, {layer: value for layer, value in variables["params"].items() if layer != "head"})
+
+
 def test_a_head_that_differs_in_more_does_not_fit(resnet, tmp_path):
     config, _, state = resnet
     state = dict(state, **{"fc.weight": np.zeros((7, 3), np.float32)})

@@ -19,7 +19,8 @@ class View:
     """The pixels that the values of an array depend on, along one axis of the image.
 
     The value at (i, j, …) sees `size` pixels from start + jumps[0]·i + jumps[1]·j + … on; pixel 0 is the image's first.
-    Between the values of a map that is finer than the image jumps are fractions, and `start` and `size` are bounds.
+    Where a map was made finer again, values that lie together see the same pixels: both ends are then off by less than
+    the distance between the coarser map's values. In a map that is finer than the image jumps are fractions.
 
     Attributes:
       start: first pixel of the value at (0, 0, …).
@@ -41,22 +42,25 @@ class Window:
       strides: steps.
       padding: values (before, after) each end.
       dilation: distances of the taps.
+      base: factors by which the layer makes its input larger first, with zeros between the values; () is 1.
     """
 
     kernel: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     padding: tuple[Pair, ...] = ()
     dilation: tuple[int, ...] = ()
+    base: tuple[int, ...] = ()
 
     def __call__(self, view: View) -> View:
         """Returns what the layer's output sees, where its input sees this."""
-        axes = zip(self.kernel, self.strides, self.padding, self.dilation, strict=True)
-        for axis, (kernel, stride, (before, _), dilation) in enumerate(axes, start=1):
-            view = _slide(view, axis, kernel, stride, before, dilation)
+        bases = self.base or (1,) * len(self.kernel)
+        axes = zip(self.kernel, self.strides, self.padding, self.dilation, bases, strict=True)
+        for axis, (kernel, stride, (before, _), dilation, base) in enumerate(axes, start=1):
+            view = _slide(view, axis, kernel, stride, before, dilation, base)
         return view
 
     def output_sizes(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Returns how many positions it takes along each of these axes."""
+        """Returns how many positions it takes along each of these axes of an input that it does not make larger."""
         axes = zip(sizes, self.kernel, self.strides, self.padding, self.dilation, strict=True)
         return tuple(
             (sum(ends) + size - distance * (kernel - 1) - 1) // stride + 1
@@ -336,8 +340,9 @@ def _concatenate(eqn: JaxprEqn, views: Sequence[View | None]) -> View | None:
     axis, offset = eqn.params["dimension"], 0
     moved: list[View | None] = []
     for var, view in zip(eqn.invars, views, strict=True):
-        moved.append(view and _moved(view, view.jumps, -view.jumps[axis] * offset))
-        offset += _shape(var)[axis]
+        size = _shape(var)[axis]
+        moved.append(_moved(view, view.jumps, -view.jumps[axis] * offset) if view and size else None)
+        offset += size
     return _union(moved, _shape(eqn.outvars[0]))
 
 

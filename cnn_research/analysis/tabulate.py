@@ -19,12 +19,14 @@ from jax.extend.core import ClosedJaxpr
 from cnn_research.analysis.receptive_field import INPUT, View, Window, views
 from cnn_research.analysis.table import JOIN, Row, Table, times
 from cnn_research.errors import UserError
-from cnn_research.layers import Activation, DenseConv, LocalConv, Norm
+from cnn_research.layers import Activation, ConvTranspose, DenseConv, LocalConv, Norm, Unpool, Upsample
 from cnn_research.ops.geometry import explicit_padding, multiply_accumulates, pair
 
 # Layers that take each value on its own and write over it: XLA fuses them with what computes it. The statistics of
 # group and layer norm are of the whole image; receptive fields leave them out, as the literature does.
 IN_PLACE = (Activation, Norm, nn.Dropout)
+
+ENLARGING = (ConvTranspose, Unpool, Upsample)
 
 # Layers of which no two positions share a weight.
 UNSHARED = (DenseConv, LocalConv, nn.ConvLocal)
@@ -169,11 +171,32 @@ def _slides(call: _Call) -> Window | None:
     """Returns the window by which a layer makes its output, as its fields say and the sizes bear out."""
     if isinstance(call.module, IN_PLACE):
         return Window()
+    if isinstance(call.module, ENLARGING):
+        return _transposed_window(call.module)
     window = _window(call)
     if window is None or call.input is None or not call.outputs:
         return None
     # A transposed convolution says the same and does the reverse.
     return window if window.output_sizes(call.input.shape[1:3]) == call.outputs[0].shape[1:3] else None
+
+
+def _transposed_window(layer: ConvTranspose | Unpool | Upsample) -> Window:
+    """Returns the window of a layer that makes maps larger: that of a transposed convolution.
+
+    Interpolation is one with blocks that overlap by half, other layers without weights one with blocks side by side.
+    What switches see is not asked: they come from where the values do that they spread.
+    """
+    if isinstance(layer, ConvTranspose):
+        kernel, strides = pair(layer.kernel_size), pair(layer.strides)
+        padding = explicit_padding(layer.padding, kernel)
+    else:
+        strides = pair(layer.factor)
+        overlap = layer.factor if layer.kind == "bilinear" else 0
+        kernel = pair(layer.factor + overlap)
+        padding = explicit_padding(overlap - overlap // 2, kernel)
+    (top, _), (left, _) = padding
+    before = ((kernel[0] - 1 - top, 0), (kernel[1] - 1 - left, 0))
+    return Window(kernel, (1, 1), before, (1, 1), base=strides)
 
 
 def _row(call: _Call, params: Mapping[str, Shaped], vertical: View | None, horizontal: View | None) -> Row:
@@ -213,7 +236,7 @@ def _macs(call: _Call, params: Mapping[str, Shaped]) -> int:
     positions = call.outputs[0].shape[:-1]
     if isinstance(call.module, UNSHARED):
         positions = ()
-    elif call.input and _window(call) and not _slides(call):
+    elif call.input and isinstance(call.module, ENLARGING):
         positions = call.input.shape[:-1]  # a transposed convolution puts its kernel on each position of its input
     return multiply_accumulates(params["kernel"].shape, positions)
 

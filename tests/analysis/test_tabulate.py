@@ -1,6 +1,7 @@
 """Tables of networks against the course's and the papers' numbers, hand counts, and what layers turn out to see."""
 
 import importlib
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -328,6 +329,45 @@ def test_every_layer_sees_what_the_table_says(name):
                     assert first <= pixels[0], (row.name, place)
                     assert pixels[-1] <= last, (row.name, place)
     assert len(inside) >= 3
+
+
+@pytest.mark.parametrize("up", ["bilinear", "transposed"])
+def test_what_finer_maps_see_again(up):
+    """The table's numbers are then off by less than the distance between values of the coarsest maps."""
+    model = models.create("unet", padding="same", depth=2, width=1 / 32, up=up, **LINEAR)
+    shape = (68, 76, 1)
+    seen = seen_pixels(model, shape)
+    rows = [row for row in tabulate(model, shape).rows if row.jump and not row.kind.startswith("Norm")]
+    coarsest = max(row.jump[0] for row in rows)
+    assert coarsest == 4
+    finer = [row for row in rows if row.name.startswith(("upsample", "upconv", "conv2_3", "conv1_", "head"))]
+    assert len(finer) >= 8
+    for row in finer:
+        for axis, extent in enumerate(shape[:2]):
+            middle = tuple(size // 2 for size in row.output_shape[:2])
+            for place in itertools.product(*(range(each, each + 4) for each in middle)):
+                pixels = np.flatnonzero(seen[row.name][axis][place])
+                first = row.first_pixel[axis] + row.jump[axis] * place[axis]
+                last = first + row.receptive_field[axis] - 1
+                assert first >= 0, row.name
+                assert last < extent, row.name
+                assert abs(pixels[0] - first) < coarsest, (row.name, place)
+                assert abs(pixels[-1] - last) < coarsest, (row.name, place)
+
+
+@pytest.mark.parametrize("name", ["unet", "deconvnet", "fcn8s"])
+@pytest.mark.parametrize("way", ["nearest", "bilinear", "switches"])
+def test_what_is_seen_does_not_depend_on_the_images_size(name, way):
+    fields: dict[str, Any] = dict(norm="batch", width=1 / 32)
+    if name == "unet":
+        fields |= dict(padding="same", up="unpool" if way == "switches" else "bilinear")
+    elif name == "deconvnet":
+        fields |= dict(unpool=way, hidden=())
+    else:
+        fields |= dict(learned="none" if way == "bilinear" else "all", hidden=())
+    small, large = (tabulate(models.create(name, **fields), (size, size, 1)) for size in (64, 96))
+    assert [row.receptive_field for row in small.rows] == [row.receptive_field for row in large.rows]
+    assert max(row.receptive_field for row in small.rows if row.receptive_field)[0] > 96
 
 
 @pytest.mark.parametrize("name", ["alexnet", "googlenet_cifar", "lenet5", "nin_cifar", "resnet20_cifar", "vgg11"])

@@ -17,7 +17,7 @@ from cnn_research.errors import UserError, nearest
 from cnn_research.training.writers import write_text
 from experiments.arms import short_names
 from experiments.markdown import markdown_table
-from experiments.sweep_results import NOTHING, Group, best, group, pick, read_run
+from experiments.sweep_results import NOTHING, Group, best, difference, group, pick, read_run
 
 SETTLED = 0.2  # share of the training after which curves are shown in full height
 
@@ -72,17 +72,22 @@ def table_text(groups: Sequence[Group], metric: str) -> str:
     fields = list(groups[0].fields)
     names = short_names(fields)
     top = best(groups, metric)
-    rows = [[*(names[field] for field in fields), "n", metric, "seconds", "params"]]
-    for each in groups:
+    differences = [difference(each, groups[0], metric) for each in groups[1:]]
+    paired = ["difference"] if any(differences) else []
+    rows = [[*(names[field] for field in fields), "n", metric, *paired, "seconds", "params"]]
+    for each, other in zip(groups, [None, *differences], strict=True):
         done, all_arms, mean = len(each.values), len(each.runs), _plus_minus(each)
         rows.append([
             *each.fields.values(),
             str(done) if done == all_arms else f"{done} of {all_arms}",
             f"**{mean}**" if top is not None and each.mean == top else mean,
+            *(NOTHING if other is None else f"{other.mean:+.4f} ± {_number(other.margin)}" for _ in paired),
             *(NOTHING if number is None else f"{number:,.0f}" for number in map(each.average, ("seconds", "params"))),
         ])  # fmt: skip
     lines = markdown_table([[cell.replace("|", "\\|") for cell in row] for row in rows], left=len(fields))
     lines += ["", "Mean ± sample standard deviation over seeds; seconds of training, their mean."]
+    if paired:
+        lines += ["", "Difference from the first row, paired by seed, with its 95% confidence interval (Student's t)."]
     missing = [f"{run.name} ({run.status})" for each in groups for run in each.runs if run.status != "done"]
     if missing:
         lines += ["", f"Missing: {'; '.join(missing)}."]

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 from etils import epath
 
 from cnn_research.training.writers import read_records
@@ -69,6 +70,44 @@ class Group:
         """Returns the mean of another number of the results."""
         numbers = [run.result[key] for run in self.runs if run.result and key in run.result]
         return float(np.mean(numbers)) if numbers else None
+
+
+class Difference(NamedTuple):
+    """What a group has more than another.
+
+    Attributes:
+      mean: over the seeds that are done in both.
+      margin: of the 95% confidence interval, on both sides (Student's t of the differences seed by seed).
+    """
+
+    mean: float
+    margin: float
+
+
+def difference(group: Group, reference: Group, metric: str) -> Difference | None:
+    """Compares two groups seed by seed; None below two seeds that are done in both.
+
+    What a seed does to all arms alike, such as the order of the examples, cancels out.
+
+    Args:
+      group: to compare.
+      reference: with what.
+      metric: by what.
+    """
+    ours, theirs = (_by_seed(each, metric) for each in (group, reference))
+    differences = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    if len(differences) < 2:
+        return None
+    error = np.std(differences, ddof=1) / math.sqrt(len(differences))
+    return Difference(float(np.mean(differences)), float(scipy.stats.t.ppf(0.975, len(differences) - 1) * error))
+
+
+def _by_seed(group: Group, metric: str) -> dict[Any, float]:
+    return {
+        run.fields[SEED]: value
+        for run in group.runs
+        if run.result and SEED in run.fields and (value := pick(run.result, metric)) is not None
+    }
 
 
 def read_run(workdir: epath.Path, arm: Mapping[str, Any], metric: str) -> Run:

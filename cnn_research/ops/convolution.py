@@ -49,7 +49,7 @@ def convolve(
     _check_groups(x, kernel, groups)
     if padding_mode != "zeros":
         x, widths = pad(x, ((0, 0), *widths, (0, 0)), padding_mode), ((0, 0), (0, 0))
-    return _convolve(x, kernel, Window(strides, widths, dilation, groups))
+    return _once_traced(x, kernel, Window(strides, widths, dilation, groups))
 
 
 def convolve_transposed(
@@ -155,6 +155,10 @@ def _convolve_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, A
     if not isinstance(kernel_tangent, SymbolicZero):
         parts.append(_convolve_by_kernel(x, kernel_tangent, window))
     return _convolve(x, kernel, window), sum(parts[1:], parts[0])
+
+
+# For the convolutions of one shape in a network, of which a deep one has hundreds, XLA inlines what is traced once.
+_once_traced = jax.jit(_convolve, static_argnums=2)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

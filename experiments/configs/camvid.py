@@ -60,7 +60,7 @@ def get_config(model: str = "unet") -> ConfigDict:
     config.data.update(name="camvid", num_examples=367, image_size=(180, 240), crop_size=(128, 160))
     config.data.update(class_names=CLASSES, mean=(0.412, 0.425, 0.432), std=(0.307, 0.311, 0.307))
     config.augmentation.update(flip=True, brightness=0.2, contrast=0.2)
-    config.optimizer.update(name="adamw", learning_rate=0.003, weight_decay=0.01)
+    config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.01)
     if recipe == "full":
         config.duration = "200ep"
         config.data.update(image_size=(360, 480), crop_size=(256, 320))

@@ -30,5 +30,5 @@ def get_config(model: str = "unet") -> ConfigDict:
     config.data.update(class_names=("pet", "background", "border"), mask_values=(1, 2, 3))
     config.data.update(mean=(0.48, 0.45, 0.4), std=(0.27, 0.27, 0.27))
     config.augmentation.update(flip=True, random_resized_crop=(0.5, 1.0), brightness=0.2, contrast=0.2)
-    config.optimizer.update(name="adamw", learning_rate=0.003, weight_decay=0.01)
+    config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.01)
     return config

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from cnn_research.errors import UserError
 from experiments import sweep_report
 from experiments.sweep_report import draw_curves, table_csv, table_text
-from experiments.sweep_results import Run, group
+from experiments.sweep_results import Run, difference, group
 
 METRIC = "test/accuracy"
 
@@ -48,7 +49,10 @@ def write_sweep(workdir, runs, metric=METRIC):
 def test_table(runs, values):
     text = table_text(group(runs, METRIC), METRIC)
     heading, rule, none, batch, *notes = text.splitlines()
-    assert [cell.strip() for cell in heading.strip("|").split("|")] == ["norm", "n", METRIC, "seconds", "params"]
+    assert [cell.strip() for cell in heading.strip("|").split("|")] == [
+        *("norm", "n", METRIC),
+        *("difference", "seconds", "params"),
+    ]
     assert set(rule) == set("|:-")
     assert len({len(line) for line in (heading, rule, none, batch)}) == 1  # aligned
     those = [value for (norm, _), value in values.items() if norm == "batch"]
@@ -58,6 +62,23 @@ def test_table(runs, values):
     assert "| 10 |" in " ".join(batch.split())
     assert "61,706" in batch
     assert "Missing" not in "".join(notes)
+
+
+def test_differences_are_paired_by_seed(runs, values):
+    """What both have of a seed cancels out: SciPy's paired test says the same."""
+    for run in runs[4:]:
+        run.result[METRIC] += 0.001 * run.fields["seed"]
+    none, batch = group(runs, METRIC)
+    shift = np.array([0.02 + 0.001 * seed for seed in range(4)])
+    interval = scipy.stats.ttest_1samp(shift, 0).confidence_interval(0.95)
+    found = difference(batch, none, METRIC)
+    np.testing.assert_allclose([found.mean - found.margin, found.mean + found.margin], interval, rtol=1e-9)
+    text = table_text([none, batch], METRIC)
+    assert f"| {shift.mean():+.4f} ± {found.margin:.4f} |" in " ".join(text.split())
+    assert "paired by seed" in text
+    one = group([run for run in runs if run.fields["seed"] == 0], METRIC)
+    assert difference(*one, METRIC) is None
+    assert "difference" not in table_text(one, METRIC).lower()
 
 
 def test_csv_holds_every_digit(runs):

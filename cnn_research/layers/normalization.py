@@ -35,8 +35,8 @@ def _check_group(group: int, devices: int) -> None:
 
 
 # Networks repeat layers of one shape. Under a `jit` of its own what they do is traced once for all of them, and XLA
-# inlines it: with that and the same for convolutions ResNet-110's training step takes a third of the time to trace and
-# lower (6.4 s before, 2.1 s after).
+# inlines it: with that, and what `ops.convolution` does, ResNet-110's training step is traced and lowered in 2.5 s, not
+# in 5.6.
 @partial(jax.jit, static_argnums=1)
 def batch_statistics(x: Float[Array, "batch *space channels"], group: int = 0) -> Float[Array, "2 *groups channels"]:
     """Returns each channel's mean and variance over space and over the batch of the devices that share statistics.

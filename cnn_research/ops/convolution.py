@@ -157,8 +157,9 @@ def _convolve_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, A
     return _convolve(x, kernel, window), sum(parts[1:], parts[0])
 
 
-# For the convolutions of one shape in a network, of which a deep one has hundreds, XLA inlines what is traced once.
-_once_traced = jax.jit(_convolve, static_argnums=2)
+# A deep network has hundreds of convolutions of a few shapes: traced once each, they take half the time. Inlined by JAX,
+# for behind a call XLA for CPUs takes its plain loops instead, and a step 16 times as long.
+_once_traced = jax.jit(_convolve, static_argnums=2, inline=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -55,7 +55,7 @@ def sweep_criterion() -> Iterator[dict[str, object]]:
 def get_config(model: str = "unet") -> ConfigDict:
     fields = next((fields for name, fields in BODIES.items() if model.startswith(name)), {})
     config = training.default_config(model, task="segmentation", num_classes=1 + len(CLASSES), **fields)
-    config.duration = "4ep"
+    config.duration = "2200"
     config.batch_size = 16
     config.eval_batch_size = 100
     # Outlines are all that tells the classes: more of them teach more than the same ones again.

@@ -157,8 +157,8 @@ def _convolve_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, A
     return _convolve(x, kernel, window), sum(parts[1:], parts[0])
 
 
-# A deep network has hundreds of convolutions of a few shapes: traced once each, they take half the time. Inlined by JAX,
-# for behind a call XLA for CPUs takes its plain loops instead, and a step 16 times as long.
+# A deep network has hundreds of convolutions of a few shapes; traced once each, they take half the time. JAX inlines
+# them: behind a call XLA for CPUs takes its plain loops for the gradient by the kernel, and a step 16 times as long.
 _once_traced = jax.jit(_convolve, static_argnums=2, inline=True)
 
 

@@ -53,7 +53,7 @@ def get_config(model: str = "unet") -> ConfigDict:
     config.eval_every = config.checkpoint_every = "200"
     config.data.update(name="isbi2012_em", test="val", num_examples=24, class_names=("membrane", "cell"))
     config.data.update(channels=1, mean=(0.491,), std=(0.171,), image_size=(512, 512), crop_size=(192, 192))
-    config.augmentation.update(elastic=10.0, flip=True, brightness=0.2, contrast=0.2)
+    config.augmentation.update(elastic=10.0, dihedral=True, brightness=0.2, contrast=0.2)
     config.loss.border_weight = 10.0
     config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.01)
     if recipe == "paper":

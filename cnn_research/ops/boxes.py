@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from cnn_research.errors import UserError
@@ -84,8 +85,10 @@ def from_centers_and_sizes(
 
 
 def encode(
-    boxes: Float[Array, "*#shape 4"], anchors: Float[Array, "*#shape 4"], weights: Sequence[float] = (1, 1, 1, 1)
-) -> Float[Array, "*shape 4"]:
+    boxes: Float[Array, "*#shape 4"],
+    anchors: Float[Array, "*#shape 4"],
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+) -> Float[Array, "..."]:
     """Tells boxes by anchors: (Δy / height, Δx / width, log of the heights' ratio, log of the widths'), times weights.
 
     Girshick et al. 2014, arXiv:1311.2524, appendix C. Sides of less than `SMALLEST` count as that, so that padding has
@@ -106,9 +109,9 @@ def encode(
 def decode(
     offsets: Float[Array, "*#shape 4"],
     anchors: Float[Array, "*#shape 4"],
-    weights: Sequence[float] = (1, 1, 1, 1),
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     largest_growth: float = LARGEST_GROWTH,
-) -> Float[Array, "*shape 4"]:
+) -> Float[Array, "..."]:
     """Undoes `encode`.
 
     Args:
@@ -125,7 +128,7 @@ def decode(
 
 
 def clip(
-    boxes: Float[Array, "*shape 4"], height: float | Real[Array, ""], width: float | Real[Array, ""]
+    boxes: Float[Array, "*shape 4"], height: Real[ArrayLike, ""], width: Real[ArrayLike, ""]
 ) -> Float[Array, "*shape 4"]:
     """Cuts boxes off at the borders of an image; one that is all outside keeps no area.
 
@@ -141,7 +144,7 @@ def clip(
 def nms(
     boxes: Float[Array, "boxes 4"],
     scores: Float[Array, " boxes"],
-    iou_threshold: float | Float[Array, ""],
+    iou_threshold: Float[ArrayLike, ""],
     max_outputs: int,
     classes: Int[Array, " boxes"] | None = None,
     valid: Bool[Array, " boxes"] | None = None,
@@ -176,7 +179,8 @@ def nms(
     classes = jnp.zeros(len(scores), jnp.int32) if classes is None else classes
     blocks = -(-len(scores) // BLOCK)
     boxes, classes, alive = (
-        jnp.pad(x[order], [(0, blocks * BLOCK - len(scores))] + [(0, 0)] * (x.ndim - 1)) for x in (boxes, classes, alive)
+        jnp.pad(x[order], ((0, blocks * BLOCK - len(order)), *((0, 0),) * (x.ndim - 1)))
+        for x in (boxes, classes, alive)
     )
 
     def clashes(a: Int[Array, " n"], b: Int[Array, " m"]) -> Bool[Array, "n m"]:

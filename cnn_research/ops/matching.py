@@ -43,7 +43,8 @@ def match(
         their IoU, if it is above 0. They are trained towards the box that they overlap most themselves, as in the
         paper's code.
     """
-    overlaps = jnp.where(valid, overlaps, 0)
+    # Without a barrier XLA may compute overlaps twice, with different roundings, and the largest would equal none.
+    overlaps = lax.optimization_barrier(jnp.where(valid, overlaps, 0))
     largest = overlaps.max(axis=1, initial=0)
     positive = largest >= foreground
     negative = (largest >= background[0]) & (largest < background[1])
@@ -78,7 +79,7 @@ def sample(
         return indices, drawn >= 0
 
     of_positive, of_negative = jax.random.split(rng)
-    positives, are_positive = draw(of_positive, matches.positive, int(count * positive_fraction))
+    positives, are_positive = draw(of_positive, matches.positive, round(count * positive_fraction))
     negatives, are_negative = draw(of_negative, matches.negative, count)
     are_negative &= jnp.arange(len(negatives)) < count - are_positive.sum()
     indices, drawn = jnp.concatenate([positives, negatives]), jnp.concatenate([are_positive, are_negative])

@@ -23,13 +23,13 @@ def roi_align(
 ) -> Float[Array, "boxes out_height out_width channels"]:
     """Cuts each box into bins and takes the mean of points spread evenly in each, interpolated bilinearly.
 
-    He et al. 2017, arXiv:1703.06870, section 3, with half-pixel centres: what Detectron2 and torchvision call `aligned`.
+    He et al. 2017, arXiv:1703.06870, section 3, with half-pixel centres: Detectron2 and torchvision say `aligned`.
     Values stay beyond the outermost pixels' centres; a point more than half a pixel outside of the map counts as 0.
 
     Interpolation is linear along each axis, and so a region is the map between two matrices. Both products and their
     transposes, the gradient, are what accelerators are made for, and add in a fixed order. On two cores they take as
     long as gathering the four pixels around each point, or less, for maps of up to 64 x 64, and the gradient a half to
-    a tenth, since it scatters nothing; from 100 x 100 on gathering is faster forwards. The sums are of float32 at least.
+    a tenth, since it scatters nothing; from 100 x 100 on gathering is faster forwards. Sums are of float32 at least.
 
     Args:
       features: of one image.
@@ -66,10 +66,10 @@ def roi_pool(
 ) -> Float[Array, "boxes out_height out_width channels"]:
     """Takes the largest value of each bin of each box, whose borders are rounded to whole pixels.
 
-    Girshick 2015, arXiv:1504.08083, section 2.1, and as its code the i-th of n bins of s pixels has those from ⌊s i / n⌋
-    to before ⌈s (i + 1) / n⌉, so that bins may share pixels. A box is first rounded, half up, and cut off at the map's
-    borders, and keeps one pixel at least. (In Caffe and torchvision a box ends with the pixel that its last corner is
-    in: give them these boxes with 1 less there.) Equal values share the gradient.
+    Girshick 2015, arXiv:1504.08083, section 2.1, and as in its code the i-th of n bins of s pixels has those from
+    ⌊s i / n⌋ to before ⌈s (i + 1) / n⌉, so that bins may share pixels. A box is first rounded, half up, and cut off at
+    the map's borders, and keeps one pixel at least. (In Caffe and torchvision a box's last corner is the last pixel
+    that it has: they do the same to these boxes with 1 less there.) Equal values share the gradient.
 
     Maxima over 1, 2, 4, … pixels from each pixel on are made once for all boxes; a bin is then the largest of four of
     them that overlap. For 1,000 boxes of 7x7 bins in a map of 20 x 20 with 128 channels that takes 2 ms on two cores,

@@ -16,7 +16,7 @@ from cnn_research.ops.geometry import pair
 
 def anchors(
     map_size: int | Sequence[int],
-    stride: float,
+    stride: int,
     sizes: Sequence[float],
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     offset: float = 0.5,

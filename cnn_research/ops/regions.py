@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cnn_research.errors import UserError
-from cnn_research.ops.boxes import area
+from cnn_research.ops.boxes import SMALLEST, area
 from cnn_research.ops.geometry import pair
 
 
@@ -185,7 +185,7 @@ def paste_masks(
     """
     height, width = image_size
     pasted = np.zeros((len(masks), height, width), bool)
-    for canvas, mask, (ymin, xmin, ymax, xmax) in zip(pasted, masks, boxes, strict=True):
+    for canvas, mask, (ymin, xmin, ymax, xmax) in zip(pasted, masks, boxes.tolist(), strict=True):
         rows = _cell_weights(ymin, ymax, mask.shape[0], height)
         columns = _cell_weights(xmin, xmax, mask.shape[1], width)
         canvas[:] = rows @ mask @ columns.T >= threshold
@@ -194,6 +194,6 @@ def paste_masks(
 
 def _cell_weights(start: float, end: float, cells: int, pixels: int) -> Float[np.ndarray, "pixels cells"]:
     """Returns the weight of each cell at each pixel, along one axis."""
-    scale = cells / max(end - start, np.finfo(np.float32).tiny)
+    scale = cells / max(end - start, SMALLEST)
     points = (np.arange(pixels) + 0.5 - start) * scale - 0.5  # 0 is the first cell's centre
     return np.maximum(1 - np.abs(points[:, None] - np.arange(cells)), 0).astype(np.float32)

@@ -169,7 +169,7 @@ def test_overlaps_encoding_and_nms_are_torchvisions(torchvision):
     a, b = (whole_boxes(rng, 50, 30, 1) for _ in range(2))
     theirs_a, theirs_b = (torch.tensor(x[:, [1, 0, 3, 2]]) for x in (a, b))
     for ours, theirs in ((boxes.iou, torchvision.ops.box_iou), (boxes.giou, torchvision.ops.generalized_box_iou)):
-        np.testing.assert_allclose(ours(a, b), theirs(theirs_a, theirs_b), atol=1e-6)
+        np.testing.assert_allclose(jax.jit(ours)(a, b), theirs(theirs_a, theirs_b), atol=1e-6)
     coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
     offsets = encode(a, b, (10.0, 10.0, 5.0, 5.0))
     np.testing.assert_allclose(offsets, coder.encode_single(theirs_a, theirs_b)[:, [1, 0, 3, 2]], atol=1e-5)
@@ -178,5 +178,5 @@ def test_overlaps_encoding_and_nms_are_torchvisions(torchvision):
     np.testing.assert_allclose(decode(large, b, (10.0, 10.0, 5.0, 5.0)), decoded, rtol=1e-5, atol=1e-3)
     if torchvision.extension._has_ops():
         scores = rng.permutation(50).astype(np.float32)
-        indices, chosen = boxes.nms(a, scores, 0.4, 50)
+        indices, chosen = boxes.nms(jnp.array(a), jnp.array(scores), 0.4, 50)
         assert indices[chosen].tolist() == torchvision.ops.nms(theirs_a, torch.tensor(scores), 0.4).tolist()

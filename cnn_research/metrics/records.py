@@ -42,14 +42,15 @@ def gather(records: Sequence[Record], indices: Int[np.ndarray, " records"]) -> l
       indices: of their examples in the split; of an example that several processes have, one record stays.
     """
     parts = zip(indices.tolist(), records, strict=True)
+    arrays = {f"{index}/{name}": value for index, record in parts for name, value in record.items()}
     buffer = io.BytesIO()
-    np.savez(buffer, **{f"{index}/{name}": value for index, record in parts for name, value in record.items()})
+    np.savez(buffer, allow_pickle=False, **arrays)
     joined: dict[int, Record] = {}
     for data in _exchange(buffer.getvalue()):
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            for key in arrays:
+        with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
+            for key in loaded:
                 index, name = key.split("/", 1)
-                joined.setdefault(int(index), {})[name] = arrays[key]
+                joined.setdefault(int(index), {})[name] = loaded[key]
     return [joined[index] for index in sorted(joined)]
 
 

@@ -55,9 +55,7 @@ def giou_of_pairs(a: Float[Array, "*#shape 4"], b: Float[Array, "*#shape 4"]) ->
       b: boxes.
     """
     intersection, union = _intersection_and_union(a, b)
-    around = jnp.concatenate(
-        [jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])], axis=-1
-    )  # fmt: skip
+    around = jnp.concatenate([jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])], axis=-1)
     return _ratio(intersection, union) - _ratio(area(around) - union, area(around))
 
 
@@ -174,7 +172,7 @@ def nms(
     """
     if max_outputs < 1:
         raise UserError(f"max_outputs={max_outputs} is out of range; it must be 1 or more")
-    alive = ~jnp.isnan(scores) if valid is None else valid & ~jnp.isnan(scores)
+    alive = ~jnp.isnan(scores) & (True if valid is None else valid)
     order = jnp.argsort(jnp.where(alive, -scores, jnp.inf), stable=True)
     classes = jnp.zeros(len(scores), jnp.int32) if classes is None else classes
     blocks = -(-len(scores) // BLOCK)

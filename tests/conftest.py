@@ -1,6 +1,7 @@
 """What every test shares: eight virtual devices, shapes checked as code runs, a folder of their own for data sets."""
 
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -65,3 +66,21 @@ def digits_config():
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """Torchvision's module; its compiled operators may be of another PyTorch's build, and then are not there."""
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):  # all that its import asks for
+            library.define(f"{operator}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        import torchvision
+
+        torchvision.library = library  # what it defines goes with it
+        return torchvision

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -31,23 +30,6 @@ CASES = {
 # For gradients the smallest of VGG's will do: the others have more of the same layers.
 TRAINED = [name for name in CASES if not name.startswith("vgg") or name.startswith("vgg11")]
 LABELS = np.array([1, 7])
-
-
-@pytest.fixture(scope="module")
-def torchvision():
-    """Torchvision's module; its compiled operators, which no network here needs, may be of another PyTorch's build."""
-    try:
-        return pytest.importorskip("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):  # all that its import asks for
-            library.define(f"{operator}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        import torchvision
-
-        torchvision.library = library  # what it defines goes with it
-        return torchvision
 
 
 def build(torchvision, name, dtype, auxiliary, hidden=()):

@@ -21,7 +21,7 @@ from cnn_research.metrics import membranes
 from cnn_research.metrics import segmentation as metrics
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import mask_spec
-from experiments import command_line
+from experiments import command_line, processes
 from experiments.markdown import markdown_table
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
@@ -39,6 +39,7 @@ Segmented = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, classes of its p
 def main() -> None:
     """Evaluates and prints the metrics as one JSON object."""
     command_line.require("workdir")
+    processes.join()
     run = analysis.load_run(_WORKDIR.value, _STEP.value)
     dense = run.config.task == "segmentation"
     if not dense and (_OUT.value or _CELLS.value >= 0):

@@ -27,7 +27,7 @@ from cnn_research.training.parallel import Jit, make_parallel
 from cnn_research.training.postmortem import write_postmortem
 from cnn_research.training.program import Program, make_program
 from cnn_research.training.progress import Progress, describe
-from cnn_research.training.signals import Stopped, stop_requests
+from cnn_research.training.signals import Stopped, agreed_stop
 from cnn_research.training.state import TrainState
 from cnn_research.training.writers import Writer, environment, write_text
 
@@ -180,7 +180,7 @@ class _Loop:
         self.clock = time.perf_counter()
         profiler = _Profiler(self.config.profile, self.workdir)
         closing = contextlib.closing
-        with stop_requests() as requests, closing(self.progress), closing(self.writer), closing(profiler):
+        with agreed_stop() as asked_to_stop, closing(self.progress), closing(self.writer), closing(profiler):
             for batch in self.feed(self.step, total):
                 profiler.before(self.step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
@@ -188,17 +188,17 @@ class _Loop:
                 profiler.after(self.step, metrics)
                 self.pending.append(metrics)
                 self.step += 1
-                stops = tuple(requests)  # asked once: a signal may come at any time
+                stop = asked_to_stop()  # asked once: a signal may come at any time
                 evaluates = self.step % eval_every == 0 or self.step == total
-                saves = self.step % checkpoint_every == 0 or self.step == total or bool(stops)
+                saves = self.step % checkpoint_every == 0 or self.step == total or bool(stop)
                 if evaluates or saves or self.step % self.config.log_every == 0:
                     self.flush()
                 if evaluates:
                     evaluated = self.evaluate()
                 if saves:
                     self.save(evaluated if evaluates else {})
-                if stops and self.step < total:
-                    raise Stopped(self.step, stops[0])
+                if stop and self.step < total:
+                    raise Stopped(self.step, stop)
             if not evaluated:  # killed between the last checkpoint and the result
                 evaluated = self.evaluate()
         return {

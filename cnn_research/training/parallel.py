@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -60,12 +59,22 @@ class Jit:
                 f"batch_size={batch_size} is {batch_size // self.devices} for each of {self.devices} devices,"
                 f" which do not divide into accumulate={accumulate} micro-batches"
             )
-        local = batch_size // jax.process_count()
-        return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+        processes = list(dict.fromkeys(device.process_index for device in self.mesh.devices.flat))
+        local, place = batch_size // len(processes), processes.index(jax.process_index())
+        return slice(place * local, (place + 1) * local)
 
     def replicate(self, tree: Any) -> Any:
-        """Puts the same values on every device of the mesh."""
-        return jax.device_put(tree, self.replicated)
+        """Puts values, which are the same in all processes, on every device of the mesh."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, self.replicated)
+        return jax.tree.map(self._replicate_from_host, tree)
+
+    def _replicate_from_host(self, x: Any) -> jax.Array:
+        """Does so where a single process's array cannot be put on the devices of others."""
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(self._replicate_from_host(jax.random.key_data(x)))
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, self.replicated, lambda index: x[index])
 
     def spread(self, tree: Any) -> Any:
         """Returns what `replicate` returned in the layout that the compiled step takes."""
@@ -100,7 +109,7 @@ class Pmap(Jit):
 
     def spread(self, tree: Any) -> Any:
         """Gives each local device its replica, under a leading axis."""
-        devices = jax.local_devices()
+        devices = list(self.mesh.local_mesh.devices.flat)
         sharding = NamedSharding(Mesh(devices, (DEVICE_AXIS,)), PartitionSpec(DEVICE_AXIS))
 
         def stack(x: jax.Array) -> jax.Array:
@@ -111,19 +120,16 @@ class Pmap(Jit):
 
     def collect(self, tree: Any) -> Any:
         """Takes the first replica; they are all the same."""
-        first = jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
-        if jax.process_count() > 1:  # a single process's array cannot be spread over the devices of others
-            first = jax.tree.map(_through_host, first)
-        return self.replicate(first)
+        return self.replicate(jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree))
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Cuts this process's block of a batch among its devices; the compiled step transfers it."""
-        count = jax.local_device_count()
+        count = self.mesh.local_mesh.size
         return {key: value.reshape(count, -1, *value.shape[1:]) for key, value in batch.items()}
 
     def compile(self, step: Callable) -> Callable:
         """Compiles `step(state, batch, data) -> (state, metrics)`; the metrics are those of the first replica."""
-        mapped = jax.pmap(step, axis_name=DEVICE_AXIS, donate_argnums=0)
+        mapped = jax.pmap(step, axis_name=DEVICE_AXIS, donate_argnums=0, devices=list(self.mesh.devices.flat))
 
         def run(state: Any, batch: Any, data: Any) -> tuple[Any, Any]:
             state, metrics = mapped(state, batch, data)
@@ -132,19 +138,16 @@ class Pmap(Jit):
         return run
 
 
-def _through_host(x: jax.Array) -> Any:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(x))))
-    return np.asarray(x)
-
-
 def make_parallel(kind: str, devices: Sequence[jax.Device] = ()) -> Jit:
     """Returns the way of running that `config.parallel` names.
 
     Args:
       kind: `jit` or `pmap`.
-      devices: of the mesh; all there are unless given. Replicas are on all.
+      devices: of the mesh; all there are, of all processes, unless given.
     """
-    devices = devices or jax.devices()
-    mesh = jax.make_mesh((len(devices),), (DEVICE_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    # Slice by slice, and in each process by process, so that a process's part of a batch is one block of it and that
+    # neighbours share batch norm's statistics. That is all that a mesh of one axis asks for: XLA lays the sums over all
+    # devices out by the slices' wires, and adds within slices before it does between them, whatever the mesh's order.
+    devices = sorted(devices or jax.devices(), key=lambda d: (getattr(d, "slice_index", 0), d.process_index, d.id))
+    mesh = Mesh(np.array(devices), (DEVICE_AXIS,), axis_types=(AxisType.Auto,))
     return Pmap(mesh) if kind == "pmap" else Jit(mesh)

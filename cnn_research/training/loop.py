@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Dev
     config = _with_facts(config, len(train_source), class_names(train_source, config))
     check_classes(train_source, config)
     program = make_program(config)
-    parallel = make_parallel(config.parallel, devices)
+    parallel = make_parallel(config.parallel, devices, config.get("shard_state", "off"))
     parallel.block(config.batch_size, config.accumulate)  # refuses what does not divide, before anything is written
     _check_directory(config, workdir)
     if (workdir / "result.json").exists():
@@ -134,11 +134,13 @@ def _check_directory(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def _last_state(program: Program, parallel: Jit, checkpoints: Checkpoints) -> TrainState:
-    """Returns the state of the last checkpoint, or the one to begin with; replicated."""
+    """Returns the state of the last checkpoint, or the one to begin with, in the layout of `parallel`."""
+    layout = parallel.layout(program.abstract_state)
     if checkpoints.steps:
-        return checkpoints.restore(program.abstract_state, jax.random.key(program.config.seed), parallel.replicated)
+        key = parallel.replicate(jax.random.key(program.config.seed))
+        return checkpoints.restore(program.abstract_state, key, layout)
     variables = initial_variables(program, parallel)
-    return jax.jit(program.init_state, out_shardings=parallel.replicated)(variables)
+    return jax.jit(program.init_state, out_shardings=layout)(variables)
 
 
 class _Loop:
@@ -160,7 +162,8 @@ class _Loop:
         self.metric = program.task.primary_metric
         self.params = sum(x.size for x in jax.tree.leaves(state.params))
         self.state = parallel.spread(state)
-        self.step_function = parallel.compile(program.train_step(parallel.axis_name))
+        layout = parallel.layout(program.abstract_state)
+        self.step_function = parallel.compile(program.train_step(parallel.axis_name), layout)
         self.writer = Writer(workdir, self.step, self.config.tensorboard)
         self.progress = Progress(self.step, program.total_steps)
         self.pending: list[dict[str, jax.Array]] = []  # metrics on the device, of the steps since the last flush

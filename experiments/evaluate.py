@@ -10,6 +10,7 @@ adds the scores of membranes: the best Rand F-score over all thresholds, and the
 import json
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -46,6 +47,8 @@ def main() -> None:
         raise UserError(f"--out and --cells are for runs of segmentation; this is one of {run.config.task}")
     split = _SPLIT.value or run.config.data.test
     sums = run.measure(split)
+    if jax.process_index():
+        return
     values = run.task.summarize(sums)
     if dense:
         table = per_class(run, sums["confusion"])

@@ -101,10 +101,14 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits until what was begun is written."""
-        with self._writing():
-            self._checkpointer.close()
+        try:
+            with self._writing():
+                self._checkpointer.close()
+        except UserError:
+            if kind is None:  # else that was first
+                raise
 
     @property
     def steps(self) -> list[int]:

@@ -183,7 +183,7 @@ class _Loop:
         self.clock = time.perf_counter()
         profiler = _Profiler(self.config.profile, self.workdir)
         closing = contextlib.closing
-        with agreed_stop() as asked_to_stop, closing(self.progress), closing(self.writer), closing(profiler):
+        with agreed_stop(self.step) as asked_to_stop, closing(self.progress), closing(self.writer), closing(profiler):
             for batch in self.feed(self.step, total):
                 profiler.before(self.step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
@@ -191,7 +191,7 @@ class _Loop:
                 profiler.after(self.step, metrics)
                 self.pending.append(metrics)
                 self.step += 1
-                stop = asked_to_stop()  # asked once: a signal may come at any time
+                stop = asked_to_stop(self.step)  # asked once: a signal may come at any time
                 evaluates = self.step % eval_every == 0 or self.step == total
                 saves = self.step % checkpoint_every == 0 or self.step == total or bool(stop)
                 if evaluates or saves or self.step % self.config.log_every == 0:

@@ -1,7 +1,6 @@
 """Being asked to stop: SIGTERM from a scheduler, Ctrl-C from a person."""
 
 import contextlib
-import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -58,21 +57,26 @@ def stop_requests(
 
 
 @contextlib.contextmanager
-def agreed_stop() -> Iterator[Callable[[], int]]:
-    """Yields what says, when it is called after each step, whether to stop now: the signal that asked to, or 0.
+def agreed_stop(step: int) -> Iterator[Callable[[int], int]]:
+    """Yields what says, given the step after each one, whether to stop now: the signal that asked to, or 0.
 
     Several processes all stop after the same step, whichever was asked: JAX takes SIGTERM itself there, tells the
     others, and agrees on a step in the background. Ctrl-C goes the same way.
+
+    Args:
+      step: that the loop begins with.
     """
     if jax.process_count() == 1:
         with stop_requests() as requests:
-            yield lambda: next(iter(requests), 0)
+            yield lambda _: next(iter(requests), 0)
         return
-    calls = itertools.count(1)  # JAX wants numbers from 1 on, wherever the run goes on
+    # Steps that processes have reached count from 0; where none has begun when one is asked, they agree on step 1.
+    early = multihost_utils.reached_preemption_sync_point(1)
+    multihost_utils.reached_preemption_sync_point(step)
     with stop_requests((signal.SIGINT,), then=lambda: signal.raise_signal(signal.SIGTERM)) as interrupts:
 
-        def agreed() -> int:
-            stop = multihost_utils.reached_preemption_sync_point(next(calls))
+        def agreed(step: int) -> int:
+            stop = multihost_utils.reached_preemption_sync_point(step) or early
             return next(iter(interrupts), signal.SIGTERM) if stop else 0
 
         yield agreed

@@ -48,12 +48,14 @@ def checksums(items: dict[str, Any]) -> dict[str, UInt32[Array, ""]]:
 def _checksum(x: Array) -> UInt32[Array, ""]:
     """The sum of the bits times odd numbers that depend on the place, modulo 2³²: integers, so in any order."""
     word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    x = x.astype(word) if x.dtype == bool else x  # whose bits JAX does not show
     bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
     place = jnp.uint32(x.size)
     for axis in range(bits.ndim):
         # Knuth's multiplicative hash; another factor for each axis.
         factor = jnp.uint32(2_654_435_761 * (2 * axis + 1) % 2**32)
         place += factor * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    place = (place ^ place >> 16) * jnp.uint32(0x45D9F3B)  # places in a line get numbers that are not
     return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
 
 
@@ -133,7 +135,7 @@ class Checkpoints:
             return
         items = _items(state)
         sums = {name: int(value) for name, value in jax.device_get(checksums(items)).items()}
-        with self._writing(step):
+        with self._writing():
             self._checkpointer.save_checkpointables_async(
                 step, items, force=True, metrics=metrics or None, custom_metadata={"checksums": sums}
             )
@@ -231,13 +233,13 @@ class Checkpoints:
             self._checkpointer.wait()
 
     @contextlib.contextmanager
-    def _writing(self, step: int | None = None) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         """Turns the faults of disks and buckets, which may be those of an earlier step, into one line."""
         try:
             yield
         except Exception as error:
-            kept = [known for known in self.steps if known != step]
-            stays = f"the checkpoint of step {kept[-1]} stays" if kept else "there is no checkpoint yet"
+            kept = max((int(path.name) for path in self._directory.glob("*") if path.name.isdigit()), default=None)
+            stays = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} stays"
             raise UserError(f"cannot write a checkpoint to {self._directory}: {_cause(error)}; {stays}") from error
 
     def _unreadable_metrics(self) -> None:
@@ -274,7 +276,7 @@ def _cause(error: BaseException) -> str:
     """Returns the beginning of what the first of a chain of exceptions says, in one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return " ".join(f"{error}".split())[:200] or type(error).__name__
+    return " ".join(f"{error}".split())[:500] or type(error).__name__
 
 
 @contextlib.contextmanager

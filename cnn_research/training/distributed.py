@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnn_research.errors import UserError
 
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
+MEETING = 300  # seconds that processes wait for each other at first
 PORT = 8476  # of the first node's coordinator, where the environment names only nodes
 
 _FAILED = "cnn_research/failed"  # key of what the first process that failed says
@@ -51,6 +55,20 @@ def initialize(coordinator: str = "", processes: int = 0, process_id: int = -1, 
         raise UserError(f"cannot join the other processes at {where}: {error}") from error
     if jax.process_count() > 1:
         threading.Thread(target=_watch, name="watch", daemon=True).start()
+        _meet()
+
+
+def _meet() -> None:
+    """Adds over all devices once, while all processes are here.
+
+    Gloo, which connects CPUs then, gives up after 30 seconds; a process may compile longer than another by more.
+    """
+    _client().wait_at_barrier("cnn_research/joined", timeout_in_ms=1000 * MEETING)
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    ones = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, PartitionSpec("devices")), lambda _: np.ones(1, np.float32)
+    )
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones))
 
 
 def _given(coordinator: str, processes: int, process_id: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 A process that dies or hangs without a word is noticed by JAX's own heartbeat, which ends the others and names it.
 """
 
+import atexit
 import importlib.util
 import os
 import sys
@@ -54,7 +55,11 @@ def initialize(coordinator: str = "", processes: int = 0, process_id: int = -1, 
         where = place.get("coordinator_address", "the cluster that JAX detected")
         raise UserError(f"cannot join the other processes at {where}: {error}") from error
     if jax.process_count() > 1:
-        threading.Thread(target=_watch, name="watch", daemon=True).start()
+        leaving = threading.Event()
+        watch = threading.Thread(target=_watch, args=(leaving,), name="watch", daemon=True)
+        watch.start()
+        # Python cannot end while a thread is inside the client.
+        atexit.register(lambda: (leaving.set(), watch.join()))
         _meet()
 
 
@@ -162,7 +167,7 @@ def _follow(client: Any) -> None:
         _leave(client, int(code))
 
 
-def _watch() -> None:
-    client, pause = _client(), threading.Event()
-    while not pause.wait(_POLL):
+def _watch(leaving: threading.Event) -> None:
+    client = _client()
+    while not leaving.wait(_POLL):
         _follow(client)

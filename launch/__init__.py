@@ -1,0 +1,1 @@
+"""Pods and clusters: what starts the scripts of `experiments` as processes."""

@@ -1,8 +1,9 @@
-"""Launches a run: on clouds by SkyPilot, on GKE, on Slurm, or rehearsed on this machine.
+r"""Launches a run: on clouds by SkyPilot, on GKE, on Slurm, or rehearsed on this machine.
 
-python -m launch.submit --on=sky --config=experiments/configs/imagenet.py:resnet50 --topology=v5e:4x4 --spot \\
+python -m launch.submit --on=sky --config=experiments/configs/imagenet.py:resnet50 --topology=v5e:4x4 --spot \
   --workdir=gs://BUCKET/runs/imagenet_resnet50 --config.batch_size=1024 --dry_run
-python -m launch.submit --on=local --config=experiments/configs/digits.py:lenet5 --topology=local:2x4 --workdir=runs/pod
+python -m launch.submit --on=local --config=experiments/configs/digits.py:lenet5 --topology=local:2x4 \
+  --workdir=runs/digits_pod
 
 A run is started again when its machines were taken away and when it ends with exit code 75, which says that it has
 saved; never when it ends with 2, which says that its input is not right. Flags --config.… are the run's own.

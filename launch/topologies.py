@@ -33,8 +33,8 @@ class Generation:
 PLANES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
 
-# https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, https://cloud.google.com/tpu/docs/v4, v5e, v5p, v6e
-# and https://cloud.google.com/tpu/docs/runtimes.
+# https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, https://cloud.google.com/tpu/docs/v4 and so on,
+# https://cloud.google.com/tpu/docs/runtimes.
 TPUS = {
     "v4": Generation(
         CUBES, 4096, {4: "ct4p-hightpu-4t"}, "tpu-v4-podslice", "tpu-v4", cores=2, runtime="tpu-ubuntu2204-base"

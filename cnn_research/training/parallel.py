@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cnn_research.errors import UserError
@@ -38,6 +39,11 @@ class Jit:
     def replicated(self) -> NamedSharding:
         """Every device holds all of it."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def sharded(self) -> NamedSharding:
+        """Cut along the first axis, a part for each device."""
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
 
     def block(self, batch_size: int, accumulate: int = 1) -> slice:
         """Returns this process's part of the global batch.
@@ -77,10 +83,9 @@ class Jit:
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Puts this process's block of a batch on its devices."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
         if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+            return jax.device_put(batch, self.sharded)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.sharded, x), batch)
 
     def compile(self, step: Callable) -> Callable:
         """Compiles `step(state, batch, data) -> (state, metrics)`; the old state's memory is reused."""
@@ -146,5 +151,10 @@ def make_parallel(kind: str, devices: Sequence[jax.Device] = ()) -> Jit:
       devices: of the mesh; all there are unless given. Replicas are on all.
     """
     devices = devices or jax.devices()
-    mesh = jax.make_mesh((len(devices),), (DEVICE_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:  # the chips of a slice side by side, so that sums are taken in it first
+        grid = create_hybrid_device_mesh((len(devices) // slices,), (slices,), devices)
+        mesh = Mesh(grid, (DEVICE_AXIS,), axis_types=(AxisType.Auto,))
+    else:
+        mesh = jax.make_mesh((len(devices),), (DEVICE_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     return Pmap(mesh) if kind == "pmap" else Jit(mesh)

@@ -232,5 +232,5 @@ def test_what_is_not_right_is_refused(arguments, message):
 
 
 def test_a_recipe_that_is_not_there():
-    with pytest.raises(UserError, match="there is no recipe 'digits.py'; recipes are in experiments/configs"):
+    with pytest.raises(UserError, match=r"there is no recipe 'digits\.py'; recipes are in experiments/configs"):
         submit.main(["--on=local", "--topology=local", "--config=digits.py:lenet5", "--workdir=runs/a"])

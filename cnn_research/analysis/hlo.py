@@ -17,17 +17,7 @@ _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%([\w.-]+) = ([^%]*?) ([\w-]+)\(([^)]*)
 _PLACED = re.compile(rf"{_ARRAY.pattern}(\{{[^{{}}]*\}})?")
 _CONTROL = re.compile(r" (?:while|conditional|call|async-start)\(")
 # What moves nothing: its operands' or another instruction's bytes are counted there.
-_FREE = (
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "async-start",
-)
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +52,8 @@ def collectives(text: str, chips: int) -> tuple[Collective, ...]:
             if match := _COLLECTIVE.match(line):
                 shape, kind, start = match.groups()
                 group = _group(line, chips)
-                found[kind, _bytes(shape, kind, bool(start)) * (group if kind == "reduce-scatter" else 1), group] += (
-                    times
-                )
+                whole = _bytes(shape, kind, bool(start)) * (group if kind == "reduce-scatter" else 1)
+                found[kind, whole, group] += times
     parts = [Collective(kind, size, group, count) for (kind, size, group), count in found.items() if group > 1]
     return tuple(sorted(parts, key=lambda part: -part.bytes * part.count))
 
@@ -85,16 +74,16 @@ def traffic(text: str) -> int:
             if not (match := _INSTRUCTION.match(line)):
                 continue
             name, shape, opcode, operands = match.groups()
-            results = arrays[name] = _placed(shape)
-            if opcode in _FREE or opcode.endswith("-done"):
+            moved = arrays[name] = _placed(shape)
+            if opcode in _FREE or opcode == "async-start" or opcode.endswith("-done"):
                 continue
             if opcode == "slice-start":  # ((source), result, a counter): as much is read as is written
-                results = [(results[1][0], results[0][1]), results[1]]
+                (_, outside), result = moved[:2]
+                moved = [(result[0], outside), result]
             elif opcode != "copy-start":  # (result, source, a counter)
-                results = results + [
-                    each for operand in re.findall(r"%([\w.-]+)", operands) for each in arrays.get(operand, ())
-                ]
-            total += times * sum(size for size, outside in results if outside)
+                read = [arrays.get(operand, []) for operand in re.findall(r"%([\w.-]+)", operands)]
+                moved = sum(read, moved)
+            total += times * sum(size for size, outside in moved if outside)
     return total
 
 

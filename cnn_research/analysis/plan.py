@@ -25,7 +25,7 @@ class Cost:
       batch_size: of all chips together.
       flops: a step.
       accessed: bytes a step that its operations read and write, in the chip's main memory and inside it.
-      traffic: those of the main memory, see `analysis.hlo.traffic`.
+      traffic: bytes of the main memory alone, see `analysis.hlo.traffic`.
       state_bytes: parameters, statistics, the optimizer's state, and data that lives on the chip.
       batch_bytes: images and targets.
       temporary_bytes: activations and what else lives for a part of a step.
@@ -37,7 +37,7 @@ class Cost:
     batch_size: int
     flops: float
     accessed: float
-    traffic: float
+    traffic: int
     state_bytes: int
     batch_bytes: int
     temporary_bytes: int
@@ -87,14 +87,13 @@ def compile_step(config: ConfigDict, devices: Sequence[Any] = ()) -> Cost:
             raise OutOfMemoryError(str(error)) from error
         raise
     costs, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
-    accessed = costs.get("bytes accessed", 0.0)
     batch_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(batch))
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Cost(
         batch_size=config.batch_size,
         flops=costs.get("flops", 0.0),
-        accessed=accessed,
-        traffic=min(accessed, float(traffic(text))),
+        accessed=costs.get("bytes accessed", 0.0),
+        traffic=traffic(text),
         state_bytes=max(0, memory.argument_size_in_bytes - batch_bytes),
         batch_bytes=batch_bytes,
         temporary_bytes=memory.temp_size_in_bytes + results,
@@ -170,8 +169,8 @@ class Plan:
 
     @property
     def traffic(self) -> float:
-        """Bytes of them in the chip's main memory."""
-        return self._of_step("traffic")
+        """Bytes of them in the chip's main memory: XLA knows better where an operand is read in part."""
+        return min(self.accessed, float(self.cost.traffic))
 
     @property
     def collective_bytes(self) -> int:

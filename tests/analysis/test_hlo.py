@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cnn_research.analysis.hlo import Collective, collectives
+from cnn_research.analysis.hlo import Collective, collectives, traffic
 
 TPU = """\
 HloModule jit_traced, is_scheduled=true
@@ -87,3 +87,40 @@ def test_messages_of_a_program_that_xla_compiled(devices):
     x = jax.ShapeDtypeStruct((16, 5), jnp.float32, sharding=cut)
     found = collectives(jax.jit(function, out_shardings=out).lower(x).compile().as_text(), devices)
     assert found == ((Collective("all-reduce", 20, 8, count=3),) if devices > 1 else ())
+
+
+PLACED = """\
+%inside (p: f32[100]) -> f32[100] {
+  ROOT %hidden = f32[100]{0} add(%p, %p)
+}
+
+%body (s: f32[10]) -> f32[10] {
+  %s = f32[10]{0} parameter(0)
+  ROOT %twice = f32[10]{0:T(128)} add(%s, %s)
+}
+
+ENTRY %main (a: f32[100], b: bf16[8]) -> f32[100] {
+  %a = f32[100]{0:T(128)} parameter(0)
+  %b = bf16[8]{0:T(256)(128)(2,1)S(1)} parameter(1)
+  %f = (f32[100]{0:T(128)}, bf16[8]{0:S(1)}) fusion(%a, %b), kind=kLoop, calls=%inside
+  %g = f32[100]{0:T(128)} get-tuple-element(%f), index=0
+  %ss = ((f32[100]{0:T(128)}), f32[25]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%g), slice={[0:25]}
+  %sd = f32[25]{0:T(128)S(1)} slice-done(%ss)
+  %cs = (f32[100]{0:T(128)S(1)}, f32[100]{0:T(128)}, u32[]{:S(2)}) copy-start(%g)
+  %cd = f32[100]{0:T(128)S(1)} copy-done(%cs)
+  %w = f32[10]{0} while(%init), body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %r = f32[100]{0:T(128)S(1)} add(%sd, %cd)
+}
+"""
+
+
+def test_traffic_is_that_of_main_memory():
+    """Operands and results there, a part of what is sliced, and what a loop does, each time."""
+    fusion, sliced, copied, loop = 400 + 400, 100, 400, 3 * (40 + 40 + 40)
+    assert traffic(PLACED) == fusion + sliced + copied + loop
+
+
+def test_traffic_of_a_program_that_xla_compiled():
+    x = jax.ShapeDtypeStruct((1000, 100), jnp.float32)
+    compiled = jax.jit(lambda x: x.T @ x).lower(x).compile()
+    assert traffic(compiled.as_text()) == pytest.approx(4 * (2 * 100_000 + 10_000), rel=0.5)

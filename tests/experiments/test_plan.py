@@ -90,9 +90,8 @@ def linear(monkeypatch):
             raise OutOfMemoryError
         message = Collective("all-reduce", 51_114_064, 4)
         # XLA counts a loop's body once.
-        flops, accessed, traffic = (
-            fixed + slope * each / config.accumulate for fixed, slope in ((1e9, 24e9), (3e9, 0.4e9), (2e9, 0.2e9))
-        )
+        flops, accessed = (fixed + slope * each / config.accumulate for fixed, slope in ((1e9, 24e9), (3e9, 0.4e9)))
+        traffic = 2_000_000_000 + 200_000_000 * each
         temporary = GIB // 2 + each * GIB // 8
         return Cost(config.batch_size, flops, accessed, traffic, GIB // 2, 0, temporary, 0, (message,), 1.0)
 
@@ -157,7 +156,7 @@ def test_the_table_shows_where_more_chips_stop_paying():
     def at(topology, shape, batch_size):
         message = Collective("all-reduce", 512, shape[0] * shape[1], count=100)
         read = 0.4e9 * batch_size / (shape[0] * shape[1])
-        cost = Cost(batch_size, 0.0, read, read, 0, 0, 0, 0, (message,), 1.0)
+        cost = Cost(batch_size, 0.0, read, int(read), 0, 0, 0, 0, (message,), 1.0)
         chip = CHIPS["v5e"]
         return Plan(topology, shape, 1, chip, chip.hbm_bytes, batch_size, True, cost, None, 1, 1000)
 

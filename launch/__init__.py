@@ -1,1 +1,1 @@
-"""Pods and clusters: what starts the scripts of `experiments` as processes."""
+"""Pods and clusters: rehearsed here, planned, and launched there."""

@@ -41,6 +41,11 @@ class Jit:
         """Every device holds all of it."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Cut along the first axis, a part for each device."""
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
+
     def layout(self, state: TrainState) -> TrainState:
         """Returns the sharding of each array of a state.
 
@@ -109,10 +114,9 @@ class Jit:
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Puts this process's block of a batch on its devices."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
         if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+            return jax.device_put(batch, self.batch_sharding)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.batch_sharding, x), batch)
 
     def compile(self, step: Callable, layout: TrainState | None = None) -> Callable:
         """Compiles `step(state, batch, data) -> (state, metrics)`; the old state's memory is reused.

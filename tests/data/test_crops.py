@@ -87,7 +87,7 @@ def test_dihedral_takes_every_way_alike_often(height, width):
 @pytest.mark.parametrize(("height", "width"), [(3, 3), (3, 4)])
 def test_other_backends_turn_as_a_cpu_does(height, width):
     image = distinct(height, width, 2)
-    for turn in np.array(list(np.ndindex(2, 2, 2)), bool):
+    for turn in jnp.array(list(np.ndindex(2, 2, 2)), bool):
         np.testing.assert_array_equal(crops._turned(image, turn), crops._turned_by_gather(image, turn))
 
 

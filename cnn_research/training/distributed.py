@@ -55,11 +55,7 @@ def initialize(coordinator: str = "", processes: int = 0, process_id: int = -1, 
         where = place.get("coordinator_address", "the cluster that JAX detected")
         raise UserError(f"cannot join the other processes at {where}: {error}") from error
     if jax.process_count() > 1:
-        leaving = threading.Event()
-        watch = threading.Thread(target=_watch, args=(leaving,), name="watch", daemon=True)
-        watch.start()
-        # Python cannot end while a thread is inside the client.
-        atexit.register(lambda: (leaving.set(), watch.join()))
+        _start_watch()
         _meet()
 
 
@@ -167,7 +163,18 @@ def _follow(client: Any) -> None:
         _leave(client, int(code))
 
 
-def _watch(leaving: threading.Event) -> None:
-    client = _client()
-    while not leaving.wait(_POLL):
-        _follow(client)
+def _start_watch() -> None:
+    """Follows, in the background, the first process that fails."""
+    client, leaving = _client(), threading.Event()
+
+    def watch() -> None:
+        while not leaving.wait(_POLL):
+            _follow(client)
+
+    def stop() -> None:  # Python cannot end while a thread is inside the client
+        leaving.set()
+        thread.join()
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    atexit.register(stop)

@@ -192,6 +192,7 @@ def main() -> None:
     if pods[0].kind != LOCAL:
         os.environ.update({name: value for name, value in OFFLINE.items() if name not in os.environ})
         jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_enable_compilation_cache", False)  # which cannot be read without the chips
     plans = []
     for pod in pods:
         plans.append(plan(config, pod))

@@ -1,5 +1,6 @@
 """What each target is sent, offline: against SkyPilot's own schema, the JobSet's structure and submitit itself."""
 
+import json
 import os
 import signal
 import sys
@@ -122,8 +123,14 @@ def test_a_job_for_slurm(capsys):
     assert (parameters["timeout_min"], parameters["cpus_per_task"], parameters["slurm_partition"]) == (240, 16, "gpu")
 
 
-def test_submitit_takes_the_parameters(capsys, tmp_path, monkeypatch):
-    submitit = pytest.importorskip("submitit")
+@pytest.fixture
+def submitit(monkeypatch):
+    """submitit without its logging, which would close the handlers of others, and pytest's output with absl's."""
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
+    return pytest.importorskip("submitit")
+
+
+def test_submitit_takes_the_parameters(submitit, capsys, tmp_path, monkeypatch):
     _, document = dry_run(capsys, "--on=slurm", "--topology=h100:2x8", "--option=partition=gpu")
     monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
@@ -149,9 +156,8 @@ sys.exit(int(sys.argv[2]))
 
 
 @pytest.fixture
-def executor(tmp_path, monkeypatch):
+def executor(submitit, tmp_path, monkeypatch):
     """submitit's own executor without Slurm, which runs jobs as processes."""
-    submitit = pytest.importorskip("submitit")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     return submitit.AutoExecutor(tmp_path / "slurm", cluster="local")
@@ -189,6 +195,14 @@ def test_the_command_on_this_machine(capsys):
     train = " ".join([sys.executable, *TRAIN])
     assert printed == f"{sys.executable} -m launch.local --processes=2 --devices=4 -- {train}\n"
     assert dry_run(capsys, "--on=local", "--topology=local")[0] == train + "\n"
+
+
+@pytest.mark.slow
+def test_a_run_on_this_machine_really_trains(tmp_path, data_dir):
+    fields = ["duration=2", "tensorboard=False", "data.workers=0"]
+    arguments = ["--config=experiments/configs/digits.py:lenet5_modern", *(f"--config.{field}" for field in fields)]
+    assert submit.main(["--on=local", "--topology=local", f"--workdir={tmp_path / 'run'}", *arguments]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 2
 
 
 def test_names():

@@ -126,6 +126,7 @@ def test_checkpoint_of_two_processes_is_evaluated_on_one_device(pod):
     assert found["loss"] == pytest.approx(result(pod)["test/loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_that_is_terminated_stops_all_after_the_same_step(pod, alone, tmp_path):
     """Then the run goes on as one process of two devices, and as two processes, to the last bit."""
     workdir = tmp_path / "run"

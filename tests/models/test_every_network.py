@@ -292,8 +292,11 @@ DISTINCT = {models.create(name, **CASES[name].base): name for name in reversed(m
 # In half precision the others' steps are among the long tests.
 QUICK = ("lenet5_modern", "vgg11", "resnet20_cifar", "unet")
 
+# What all networks share is among the long tests for those that take long.
+LARGE = ("deconvnet", "fcn16s", "googlenet")
+
 FIELDS = [
-    (name, field.name)
+    pytest.param(name, field.name, marks=pytest.mark.slow if name in LARGE and field.name in SHARED else ())
     for name in sorted(DISTINCT)
     for field in dataclasses.fields(models.create(name))
     if field.name not in ("parent", "name")

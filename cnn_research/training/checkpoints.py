@@ -90,7 +90,7 @@ class Checkpoints:
         self._metric = metric
         self._preservation = policies.PreserveAll() if read_only else policies.AnyPreservationPolicy(keep)
         self._read_only = read_only
-        self._unreadable_metrics()
+        self._check_metrics()
         self._checkpointer = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -237,23 +237,32 @@ class Checkpoints:
         """Turns the faults of disks and buckets, which may be those of an earlier step, into one line."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # no disk's fault: another process is gone, say
+            raise
         except Exception as error:
-            kept = max((int(path.name) for path in self._directory.glob("*") if path.name.isdigit()), default=None)
-            stays = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} stays"
+            kept = self._on_disk()
+            stays = f"the checkpoint of step {kept[-1]} stays" if kept else "there is no checkpoint yet"
             raise UserError(f"cannot write a checkpoint to {self._directory}: {_cause(error)}; {stays}") from error
 
-    def _unreadable_metrics(self) -> None:
+    def _check_metrics(self) -> None:
         """Sets checkpoints aside whose metrics cannot be read, since Orbax reads those of all to know the best."""
         faults = {}
-        for path in self._directory.glob("*/metrics/metrics"):
+        for step in self._on_disk():
             try:
-                json.loads(path.read_text())
+                json.loads((self._directory / str(step) / "metrics" / "metrics").read_text())
+            except FileNotFoundError:  # a step that was not evaluated
+                continue
             except ValueError as error:
-                faults[int(path.parent.parent.name)] = f"{path.name}: {error}"
-        if faults and self._read_only:
-            raise UserError(f"damaged in {self._directory}: {_listed(faults)}; resuming the run sets it aside")
+                faults[step] = f"metrics: {error}"
+        if faults and (self._read_only or len(faults) == len(self._on_disk())):
+            raise UserError(f"damaged in {self._directory}: {_listed(faults)}")
+        if jax.process_count() > 1 and not self._read_only:
+            multihost_utils.sync_global_devices("all know which checkpoints are damaged")
         if faults:
             self._set_aside(faults)
+
+    def _on_disk(self) -> list[int]:
+        return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
 
     def _set_aside(self, faults: dict[int, str]) -> None:
         """Renames damaged checkpoints, and says so."""

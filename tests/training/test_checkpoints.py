@@ -115,6 +115,17 @@ def test_step_after_a_damaged_one_is_saved_anew(workdir):
     assert same(restore(workdir), make_state(20))
 
 
+def test_damaged_metrics(workdir, capfd):
+    """Orbax would not even open the directory."""
+    for step in (20, 10):
+        (workdir / f"checkpoints/{step}/metrics/metrics").write_text('{"test/acc')
+        if step == 20:
+            assert same(restore(workdir), make_state(10))
+            assert "set aside: the checkpoint of step 20 (metrics: " in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"damaged in .*: the checkpoint of step 10 \(metrics: "):
+        restore(workdir)
+
+
 def test_all_damaged(workdir):
     for step in (10, 20):
         (workdir / f"checkpoints/{step}/variables/manifest.ocdbt").write_bytes(b"")

@@ -44,7 +44,9 @@ def one_device(config):
     return train(config, "jit", jax.devices()[:1])
 
 
-@pytest.mark.parametrize(("kind", "resident"), [("jit", "on"), ("pmap", "on"), ("pmap", "off")])
+@pytest.mark.parametrize(
+    ("kind", "resident"), [("jit", "on"), ("pmap", "on"), pytest.param("pmap", "off", marks=pytest.mark.slow)]
+)
 def test_losses_do_not_depend_on_devices(config, one_device, kind, resident):
     """Eight devices, with batch norm and augmentation, as `jit` on one device computes them."""
     config.data.resident = resident

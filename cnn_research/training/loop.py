@@ -31,6 +31,10 @@ from cnn_research.training.signals import Stopped, agreed_stop
 from cnn_research.training.state import TrainState
 from cnn_research.training.writers import Writer, environment, write_text
 
+# Steps that the host may be ahead of the devices. XLA's CPU client hangs for good with 32 of them where several devices
+# wait for each other: the threads that are to run a step all wait for room to begin another one.
+IN_FLIGHT = 16
+
 
 def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Device] = ()) -> dict[str, Any]:
     """Trains a network and returns the run's result; goes on where an earlier call stopped.
@@ -190,6 +194,8 @@ class _Loop:
                     self.state, metrics = self.step_function(self.state, batch, self.feed.data)
                 profiler.after(self.step, metrics)
                 self.pending.append(metrics)
+                if len(self.pending) > IN_FLIGHT:
+                    jax.block_until_ready(self.pending[-1 - IN_FLIGHT])
                 self.step += 1
                 stop = asked_to_stop(self.step)  # asked once: a signal may come at any time
                 evaluates = self.step % eval_every == 0 or self.step == total

@@ -46,7 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--processes", type=int, default=2, help="how many to start (2)")
     parser.add_argument("--devices", type=int, default=4, help="virtual CPU devices of each (4)")
     parser.add_argument(
-        "--grace", type=float, default=GRACE, help=f"seconds to end in, after a signal or another process's end ({GRACE:g})"
+        "--grace",
+        type=float,
+        default=GRACE,
+        help=f"seconds to end in, after a signal or another process's end ({GRACE:g})",
     )
     parser.add_argument("command", nargs="+", help="what each process runs, after --")
     options = parser.parse_args(arguments)

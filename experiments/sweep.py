@@ -174,6 +174,8 @@ def main() -> None:
     if _EXECUTOR.value not in known:
         raise UserError(f"--executor={_EXECUTOR.value} is unknown; {nearest(_EXECUTOR.value, known)}")
     elsewhere = _EXECUTOR.value in remote.OPTIONS
+    if not elsewhere and (_TOPOLOGY.value or _OPTION.value or _SPOT.value or _DRY_RUN.value):
+        raise UserError(f"--topology, --option, --spot and --dry_run are of {', '.join(remote.OPTIONS)}")
     if "://" in _WORKDIR.value and not elsewhere:
         raise UserError(f"--workdir={_WORKDIR.value}: a sweep on this machine keeps its runs in a local directory")
     flag = flags.FLAGS["config"]

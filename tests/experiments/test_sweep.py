@@ -203,6 +203,7 @@ def start(*arguments, cwd=REPOSITORY, **environment):
         (["--workdir=x", "--report"], "holds no sweep"),
         (["--workdir=x", "--sweep=seed=0", "--executor=sllurm"], "--executor=sllurm is unknown; did you mean 'slurm'"),
         (["--workdir=x", "--sweep=seed=0", "--executor=slurm"], "--topology is missing"),
+        (["--workdir=x", "--sweep=seed=0", "--dry_run"], "--dry_run are of sky, gke, slurm"),
         (["--workdir=x", "--sweep=model.nrom=batch"], "did you mean 'model.norm'"),
     ],
 )

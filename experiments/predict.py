@@ -1,4 +1,4 @@
-"""Draws what a run says of images: each with its five likeliest labels, or the classes of its pixels, and the truth.
+"""Draws what a run says of images: the five likeliest labels, an object's box, or the pixels' classes; and the truth.
 
 python -m experiments.predict --workdir=runs/digits_lenet5 --out=predictions
 python -m experiments.predict --workdir=runs/digits_lenet5 --images='photos/*.png' --out=predictions
@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
 from tqdm import tqdm
 
 from cnn_research import analysis
-from cnn_research.data.images import IGNORE, decode, decode_mask
+from cnn_research.data.images import IGNORE, decode, decode_mask, restore_boxes
 from cnn_research.errors import UserError
+from cnn_research.ops.boxes import iou_of_pairs
+from cnn_research.tasks.localization import OVERLAP
 from cnn_research.training.evaluation import open_split
-from cnn_research.training.feed import mask_spec
+from cnn_research.training.feed import image_spec, mask_spec
 from experiments import command_line
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
@@ -44,7 +47,8 @@ _OUT = flags.DEFINE_string("out", "", "the folder for pictures and predictions.j
 
 GRID = 16  # images in grid.png
 
-Example = tuple[str, np.ndarray, Any]  # name, image, true label or classes of pixels, None where not known
+# Name, image, and what is true: a label, a box and its label, or the classes of pixels; None where that is not known.
+Example = tuple[str, np.ndarray, Any]
 
 
 def from_files(pattern: str, count: int, channels: int, class_names: tuple[str, ...]) -> Iterator[Example]:
@@ -64,10 +68,24 @@ def from_files(pattern: str, count: int, channels: int, class_names: tuple[str, 
 def from_split(run: analysis.Run, split: str, count: int) -> Iterator[Example]:
     """Yields the first examples of a split, at their own size."""
     source, masks = open_split(run.config, split), mask_spec(run.config)
-    for index, example in enumerate(source.read(range(min(count, len(source))), masks.feature if masks else "")):
+    localizes = run.config.task == "localization"
+    feature = masks.feature if masks else ""
+    for index, example in enumerate(source.read(range(min(count, len(source))), feature, localizes)):
         name = f"{source.name}_{split}_{index:05d}"
         image = decode(example["image"], run.config.data.channels)
-        yield name, image, decode_mask(example[masks.feature], masks)[..., 0] if masks else int(example["label"])
+        if localizes:
+            yield name, image, main_object(example["objects"])
+        else:
+            yield name, image, decode_mask(example[masks.feature], masks)[..., 0] if masks else int(example["label"])
+
+
+def main_object(objects: dict[str, Any]) -> tuple[np.ndarray, int] | None:
+    """Returns the box and the label of an image's largest object, None where it has none."""
+    boxes = np.reshape(objects["bbox"], (-1, 4))
+    if not len(boxes):
+        return None
+    largest = int((boxes[:, 2:] - boxes[:, :2]).prod(axis=1).argmax())
+    return boxes[largest], int(objects["label"][largest])
 
 
 def main() -> None:
@@ -82,7 +100,7 @@ def main() -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    draw = draw_segmentations if run.config.task == "segmentation" else draw_labels
+    draw = {"localization": draw_boxes, "segmentation": draw_segmentations}.get(run.config.task, draw_labels)
     lines, summary = draw(run, examples, out)
     (out / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     print(f"{len(examples)} images drawn into {out}{summary}")
@@ -108,6 +126,37 @@ def draw_labels(run: analysis.Run, examples: list[Example], out: epath.Path) -> 
     known = [(row, label) for row, label in enumerate(labels) if label is not None]
     right = sum(int(probabilities[row].argmax()) == label for row, label in known)
     return lines, f", {right} of {len(known)} right" if known else ""
+
+
+def draw_boxes(run: analysis.Run, examples: list[Example], out: epath.Path) -> tuple[list[dict[str, Any]], str]:
+    """Draws images with their object's box; returns the lines of predictions.jsonl, and how many boxes are right."""
+    from cnn_research.analysis import boxes
+
+    images = [image for _, image, _ in examples]
+    predictions, spec = run.predict(images), image_spec(run.config.data)
+    lines, drawn, right, known = [], [], 0, 0
+    for row, (name, image, truth) in enumerate(_progress(examples)):
+        label, box = int(predictions["label"][row]), restore_boxes(predictions["box"][[row]], image.shape[:2], spec)[0]
+        name_of_class, probability = run.class_names[label], float(predictions["probabilities"][row].max())
+        line = {"label": name_of_class, "probability": round(probability, 6), "box": _rounded(box)}
+        text, true = f"{name_of_class} {probability:.0%}", list[boxes.Box]()
+        # Files have no boxes: their folder's name is no more than a class.
+        if truth is not None and not _IMAGES.value:
+            true_box, true_class = truth[0], run.class_names[truth[1]]
+            overlap = float(iou_of_pairs(*map(jnp.asarray, (box, true_box))))
+            line |= {"true": true_class, "true_box": _rounded(true_box), "iou": round(overlap, 6)}
+            text, true = f"{text}, IoU {overlap:.2f}", [(true_box, f"true: {true_class}")]
+            right, known = right + int(name_of_class == true_class and overlap >= OVERLAP), known + 1
+        picture = out / f"{row:05d}_{Path(name).stem}.png"
+        _save(boxes.box_grid([image], [[(box, text)]], [true]), picture)
+        drawn.append((image, [(box, text)], true))
+        lines.append({"image": name, "picture": picture.name, **line})
+    _save(boxes.box_grid(*zip(*drawn[:GRID], strict=True)), out / "grid.png")
+    return lines, f", {right} of {known} right" if known else ""
+
+
+def _rounded(box: np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in box]
 
 
 def draw_segmentations(run: analysis.Run, examples: list[Example], out: epath.Path) -> tuple[list[dict[str, Any]], str]:

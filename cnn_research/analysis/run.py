@@ -94,8 +94,9 @@ class Run:
           batch_size: images at a time; one program is compiled, whatever their number.
 
         Returns:
-          For classification `logits` and `probabilities` [images, classes], `label` [images]; for segmentation
-          likewise for each pixel of the network's output.
+          For classification `logits` and `probabilities` [images, classes], `label` [images]; for localization also
+          `box` [images, 4] in 0..1 of what the network sees; for segmentation the first three for each pixel of the
+          network's output.
         """
         parts = list(self._batches([*images], batch_size))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

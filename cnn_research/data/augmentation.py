@@ -4,6 +4,7 @@ It runs inside the jitted step, on floats in 0..1, before `normalize`. Each exam
 its position in the global batch, and each operation from a key of its own below that: what happens to an example
 depends neither on how the batch is cut over devices nor on which other operations are on. Where each pixel has a class,
 the mask moves with its image, each pixel to the nearest one's class, and 255 (ignore) is what comes from outside.
+Objects' boxes are mirrored and turned with their image.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from cnn_research.errors import UserError, nearest
 
 PAD_MODES = ("zeros", "reflect")
 MASKS = ("segmentation_mask", "border_distance")  # which move with the image
+BBOX = "objects/bbox"
 OUTSIDE = 255.0  # their value beyond the border: ignored, and pixels far away
 
 
@@ -135,6 +137,12 @@ class Draw(enum.IntEnum):
 MOVING = (Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP, Draw.FLIP, Draw.DIHEDRAL)
 FIELDS_OF_DATA = {Draw.CROP: "data.crop_size"}
 
+# Those that move boxes too: a key, the boxes, and the image's height and width.
+BOXES: dict[Draw, Callable[[Key[Array, ""], crops.Boxes, tuple[int, ...]], crops.Boxes]] = {
+    Draw.FLIP: crops.flip_boxes,
+    Draw.DIHEDRAL: crops.dihedral_boxes,
+}
+
 Operation = Callable[[Key[Array, ""], crops.Pixels], crops.Window]
 
 
@@ -159,8 +167,8 @@ def augment(
       crop_size: height and width of the images afterwards; () leaves them.
 
     Returns:
-      The batch with the images, and the masks that it has, changed. Where mixup or cutmix is on, also `label_other` and
-      `label_weight`, which is the part of `label` in the target; the rest is `label_other`'s.
+      The batch with the images, and the masks and boxes that it has, changed. Where mixup or cutmix is on, also
+      `label_other` and `label_weight`, which is the part of `label` in the target; the rest is `label_other`'s.
 
     Raises:
       UserError: the batch holds targets that an operation would have to move or mix too, or lacks labels to mix.
@@ -174,15 +182,18 @@ def augment(
     _check(config, operations, batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, positions)
 
-    def augment_example(key: Key[Array, ""], example: dict[str, crops.Pixels]) -> dict[str, crops.Window]:
+    def augment_example(key: Key[Array, ""], example: dict[str, Array]) -> dict[str, Array]:
         for draw, (of_image, of_mask) in operations.items():
             operation_key = jax.random.fold_in(key, draw)
-            for name, pixels in example.items():
-                operation = of_image if name == "image" else of_mask
-                example = example | ({name: operation(operation_key, pixels)} if operation else {})
+            of_boxes = partial(BOXES[draw], size=example["image"].shape[:2]) if draw in BOXES else None
+            moves = {"image": of_image, **dict.fromkeys(MASKS, of_mask), BBOX: of_boxes}
+            example = {
+                name: move(operation_key, target) if (move := moves[name]) else target
+                for name, target in example.items()
+            }
         return example
 
-    example = {name: batch[name] for name in ("image", *MASKS) if name in batch}
+    example = {name: batch[name] for name in ("image", *MASKS, BBOX) if name in batch}
     batch = dict(batch) | jax.vmap(augment_example)(keys, example)
     if not mixes:
         return batch
@@ -206,7 +217,7 @@ def crop_center(
     """
     if not crop_size:
         return dict(batch)
-    _check_targets([FIELDS_OF_DATA[Draw.CROP]], batch)
+    _check_targets([Draw.CROP], batch)
     names = [name for name in ("image", *MASKS) if name in batch]
     return dict(batch) | {name: crops.center_crop(batch[name], crop_size) for name in names}
 
@@ -299,15 +310,16 @@ def _check(config: Augmentation, operations: Iterable[Draw], batch: Mapping[str,
         )
     moving = [draw for draw in MOVING if draw in operations]
     mixed = [draw for draw, alpha in ((Draw.MIXUP, config.mixup), (Draw.CUTMIX, config.cutmix)) if alpha]
-    names = [FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}") for draw in moving + mixed]
-    _check_targets(names, batch)
+    _check_targets(moving + mixed, batch)
     if mixed and ("label" not in batch or "segmentation_mask" in batch):
         has = "masks" if "segmentation_mask" in batch else "none"
         raise UserError(f"augmentation.{mixed[0].name.lower()} mixes labels, and this data has {has}; turn it off")
 
 
-def _check_targets(fields: Sequence[str], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
-    """Raises `UserError` where what `fields` turn on would have to move a target that nothing moves."""
-    spatial = sorted(key for key in batch if key == "instance_mask" or key.startswith("objects/"))
-    if spatial and fields:
-        raise UserError(f"{fields[0]} changes the image but not yet its {spatial[0]}; turn it off")
+def _check_targets(draws: Sequence[Draw], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
+    """Raises `UserError` where an operation would have to move a target, or mix it, and does not."""
+    for draw in draws:
+        for key in sorted(batch):
+            if key == "instance_mask" or (key.startswith("objects/") and draw not in BOXES):
+                field = FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}")
+                raise UserError(f"{field} changes the image but not yet its {key}; turn it off")

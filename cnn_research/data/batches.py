@@ -12,10 +12,10 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int, Int32
 
 from cnn_research.data.borders import border_distance
-from cnn_research.data.images import ImageSpec, write, write_mask
+from cnn_research.data.images import ImageSpec, place_boxes, write, write_mask
 from cnn_research.data.order import Order
 from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
@@ -46,14 +46,19 @@ def load(
     sizes = np.empty((len(indices), 2), np.int32)
     batch = {"image": images, "example_mask": mask, "original_size": sizes, **_targets(len(indices), spec)}
     numbers = [()] * len(indices) if draws is None else draws.tolist()
-    for row, example in enumerate(source.read(indices.tolist(), spec.masks.feature if spec.masks else "")):
+    mask_feature = spec.masks.feature if spec.masks else ""
+    for row, example in enumerate(source.read(indices.tolist(), mask_feature, spec.max_objects > 0)):
         try:
             size = sizes[row] = write(example["image"], spec, images[row], numbers[row])
             if spec.masks:
                 write_mask(example[spec.masks.feature], size, spec, batch["segmentation_mask"][row], numbers[row])
                 if spec.masks.borders:
                     batch["border_distance"][row] = border_distance(batch["segmentation_mask"][row])
-            else:
+            if spec.max_objects:
+                boxes = np.asarray(example["objects"]["bbox"], np.float32).reshape(-1, 4)
+                labels = np.asarray(example["objects"]["label"], np.int32)
+                _write_objects(place_boxes(boxes, size, spec, numbers[row]), labels, batch, row)
+            if "label" in batch:
                 batch["label"][row] = example["label"]
         except UserError as error:
             raise UserError(f"example {indices[row]} of {source.name}, split {source.split}: {error}") from error
@@ -64,11 +69,31 @@ def load(
 
 def _targets(count: int, spec: ImageSpec) -> Batch:
     """Returns arrays for what is to be learnt of the images."""
-    if not spec.masks:
+    if not spec.masks and not spec.max_objects:
         return {"label": np.empty(count, np.int32)}
-    shape = (count, *spec.size, 1)
-    borders = {"border_distance": np.empty(shape, np.float16)} if spec.masks.borders else {}
-    return {"segmentation_mask": np.empty(shape, np.uint8), **borders}
+    targets: Batch = {}
+    if spec.masks:
+        shape = (count, *spec.size, 1)
+        targets["segmentation_mask"] = np.empty(shape, np.uint8)
+        if spec.masks.borders:
+            targets["border_distance"] = np.empty(shape, np.float16)
+    if spec.max_objects:
+        objects = count, spec.max_objects
+        targets["objects/bbox"] = np.zeros((*objects, 4), np.float32)
+        targets["objects/label"] = np.zeros(objects, np.int32)
+        targets["objects/valid"] = np.zeros(objects, bool)
+    return targets
+
+
+def _write_objects(
+    boxes: Float32[np.ndarray, "objects 4"], labels: Int32[np.ndarray, " objects"], batch: Batch, row: int
+) -> None:
+    """Writes an image's objects, the largest first, as far as there is room, without those of which nothing is seen."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    chosen = np.argsort(-areas, kind="stable")[: min((areas > 0).sum(), batch["objects/valid"].shape[1])]
+    batch["objects/bbox"][row, : len(chosen)] = boxes[chosen]
+    batch["objects/label"][row, : len(chosen)] = labels[chosen]
+    batch["objects/valid"][row, : len(chosen)] = True
 
 
 def load_step(source: Source, order: Order, spec: ImageSpec, block: slice, step: int) -> Batch:

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from cnn_research.data.color import Image
 from cnn_research.data.windows import TRIES
 
 Pixels = Shaped[Array, "height width channels"]  # an image, or a mask
 Window = Shaped[Array, "new_height new_width channels"]
+Boxes = Float[Array, "objects 4"]
 
 
 def center_crop(
@@ -119,6 +120,18 @@ def flip(key: Key[Array, ""], image: Pixels) -> Pixels:
     return jnp.take(image, jnp.where(jax.random.bernoulli(key), columns[::-1], columns), axis=1, mode="clip")
 
 
+def flip_boxes(key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...]) -> Boxes:
+    """Mirrors the boxes of the image that `flip` mirrors with this key.
+
+    Args:
+      key: that of the image.
+      boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
+      size: height and width of the image, which are all the same here.
+    """
+    del size
+    return jnp.where(jax.random.bernoulli(key), _mirrored(boxes, axis=1), boxes)
+
+
 def dihedral(key: Key[Array, ""], image: Pixels) -> Pixels:
     """Returns one of the images that mirrors and right angles make: eight of a square one, four of another."""
     height, width, _ = image.shape
@@ -129,6 +142,24 @@ def dihedral(key: Key[Array, ""], image: Pixels) -> Pixels:
     if height == width:
         rows, columns = (jnp.where(transposed, places.T, places) for places in (rows, columns))
     return image.at[rows, columns].get(mode="clip")
+
+
+def dihedral_boxes(key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...]) -> Boxes:
+    """Mirrors and turns the boxes of an image as `dihedral` does the image with this key.
+
+    Args:
+      key: that of the image.
+      boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
+      size: height and width of the image.
+    """
+    upside_down, mirrored, transposed = jax.random.bernoulli(key, shape=(3,))
+    boxes = jnp.where(upside_down, _mirrored(boxes, axis=0), boxes)
+    boxes = jnp.where(mirrored, _mirrored(boxes, axis=1), boxes)
+    return jnp.where(transposed & (size[0] == size[1]), boxes[:, np.array([1, 0, 3, 2])], boxes)
+
+
+def _mirrored(boxes: Boxes, axis: int) -> Boxes:
+    return boxes.at[:, axis].set(1 - boxes[:, axis + 2]).at[:, axis + 2].set(1 - boxes[:, axis])
 
 
 def cutout(key: Key[Array, ""], image: Image, side: int, fill: tuple[float, ...] = (0.0,)) -> Image:

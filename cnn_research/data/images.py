@@ -60,7 +60,9 @@ class ImageSpec:
       resize: `stretch` each side by itself; `pad`: centred on black, made smaller only if it does not fit; `crop`: the
         largest window of this shape in the middle.
       windows: in training, random windows instead.
-      masks: where each pixel has a class; without them each image has a label.
+      masks: where each pixel has a class.
+      max_objects: where objects have boxes and classes, how many of an image a batch has room for. Without both each
+        image has a label.
     """
 
     size: tuple[int, ...]
@@ -68,6 +70,7 @@ class ImageSpec:
     resize: str = "stretch"
     windows: RandomWindows | None = None
     masks: MaskSpec | None = None
+    max_objects: int = 0
 
     def __post_init__(self):
         if self.resize not in RESIZE:
@@ -252,6 +255,46 @@ def _classes(spec: MaskSpec) -> UInt8[np.ndarray, "256"]:
     classes = np.full(256, UNKNOWN, np.uint8)
     classes[: spec.num_classes], classes[IGNORE] = np.arange(spec.num_classes), IGNORE
     return classes
+
+
+def place_boxes(
+    boxes: Float32[np.ndarray, "objects 4"], size: tuple[int, int], spec: ImageSpec, draws: Sequence[float] = ()
+) -> Float32[np.ndarray, "objects 4"]:
+    """Moves boxes as `write` does their image, and cuts them off where what is seen of it ends.
+
+    Args:
+      boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
+      size: height and width of the image.
+      spec: what it is brought to.
+      draws: of the example, for `spec.windows`.
+
+    Returns:
+      In 0..1 of the result; a box of which nothing is seen has no area.
+    """
+    return _move_boxes(boxes, size, *spec.place(size, draws), spec.size)
+
+
+def restore_boxes(
+    boxes: Float32[np.ndarray, "objects 4"], size: tuple[int, int], spec: ImageSpec
+) -> Float32[np.ndarray, "objects 4"]:
+    """Undoes `place_boxes`, where nothing is drawn.
+
+    Args:
+      boxes: in 0..1 of what the image was brought to.
+      size: height and width of the image.
+      spec: what it was brought to.
+    """
+    seen, place = spec.place(size)
+    return _move_boxes(boxes, spec.size, place, seen, size)
+
+
+def _move_boxes(
+    boxes: Float32[np.ndarray, "objects 4"], size: Sequence[int], seen: Window, place: Window, new_size: Sequence[int]
+) -> Float32[np.ndarray, "objects 4"]:
+    """Moves boxes from a window of one image into a place of another."""
+    corners = boxes.reshape(-1, 2, 2) * np.array(size)
+    shares = np.clip((corners - seen[:2]) / seen[2:], 0, 1)
+    return ((place[:2] + shares * place[2:]) / new_size).reshape(-1, 4).astype(np.float32)
 
 
 def restore(

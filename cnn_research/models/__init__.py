@@ -14,6 +14,7 @@ from cnn_research.errors import UserError, nearest
 from cnn_research.models.classifiers import CLASSIFIERS
 from cnn_research.models.deconvnet import DeconvNet
 from cnn_research.models.fcn import FCN, VARIANTS
+from cnn_research.models.localizer import Localizer
 from cnn_research.models.unet import UNet
 
 # What segments: a class for each pixel, logits [batch, height, width, classes].
@@ -23,7 +24,10 @@ SEGMENTERS: dict[str, partial[Any]] = {
     "unet": partial(UNet),
 }
 
-MODELS: dict[str, partial[Any]] = CLASSIFIERS | SEGMENTERS
+# What says where the main object is: a `localizer.Localization`.
+LOCALIZERS: dict[str, partial[Any]] = {"localizer": partial(Localizer)}
+
+MODELS: dict[str, partial[Any]] = CLASSIFIERS | LOCALIZERS | SEGMENTERS
 
 # Height, width and channels of the papers' images, where they are not 224x224x3.
 INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
@@ -35,16 +39,18 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     **{name: (32, 32, 3) for name in MODELS if name.endswith("_cifar")},
 }
 
-TASKS = ("classification", "segmentation")
+# Networks by their task, but for those that classify.
+OTHERS = {"localization": LOCALIZERS, "segmentation": SEGMENTERS}
+TASKS = ("classification", *OTHERS)
 
-__all__ = ["CLASSIFIERS", "MODELS", "SEGMENTERS", "config", "create", "input_shape", "names", "task"]
+__all__ = ["CLASSIFIERS", "LOCALIZERS", "MODELS", "SEGMENTERS", "config", "create", "input_shape", "names", "task"]
 
 
 def names(task: str = "") -> list[str]:
     """Returns the names of the networks of a task, sorted.
 
     Args:
-      task: classification or segmentation; nothing: of every network.
+      task: classification, localization or segmentation; nothing: of every network.
 
     Raises:
       UserError: no network is for this task.
@@ -61,7 +67,8 @@ def task(name: str) -> str:
       name: one of `names()`.
 
     Returns:
-      `classification`, logits [batch, classes], or `segmentation`, logits [batch, height, width, classes].
+      `classification`, logits [batch, classes]; `localization`, those and boxes; or `segmentation`, logits [batch,
+      height, width, classes].
 
     Raises:
       UserError: the name is not known.
@@ -71,7 +78,7 @@ def task(name: str) -> str:
 
 
 def _task(name: str) -> str:
-    return "segmentation" if name in SEGMENTERS else "classification"
+    return next((task for task, table in OTHERS.items() if name in table), "classification")
 
 
 def _check_known(name: str) -> None:

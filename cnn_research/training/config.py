@@ -71,6 +71,8 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 # largest, as in (256, 480); (): that of image_size.
                 short_side=(),
                 mask="segmentation_mask" if task == "segmentation" else "",  # the feature with each pixel's class
+                # How many objects of an image are learnt, the largest ones; 0: it has one label.
+                max_objects=1 if task == "localization" else 0,
                 mask_values=(),  # the value of each class in a mask's file, all others ignored; (): the class itself
                 # Pixels of mirrored border that the network sees around each image (Ronneberger et al. 2015), such as
                 # the 92 that a U-Net of valid convolutions leaves out.
@@ -147,6 +149,9 @@ def validate(config: ConfigDict) -> None:
     if (config.task == "segmentation") != bool(mask_feature(config.data)):
         needs = "a feature, such as segmentation_mask" if config.task == "segmentation" else "no feature"
         raise UserError(f"task {config.task} takes {needs}, as data.mask; it is {mask_feature(config.data)!r}")
+    if (config.task == "localization") != bool(max_objects(config.data)) or max_objects(config.data) < 0:
+        needs = "1 or more" if config.task == "localization" else "0"
+        raise UserError(f"task {config.task} takes {needs} as data.max_objects; it is {max_objects(config.data)}")
     if mirror(config.data) < 0:
         raise UserError(f"data.mirror={mirror(config.data)} must not be negative")
     if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):
@@ -200,6 +205,11 @@ def image_feature(data: ConfigDict) -> str:
 def mask_feature(data: ConfigDict) -> str:
     """Returns `config.data.mask`; runs that are older than the field have labels."""
     return data.get("mask", "")
+
+
+def max_objects(data: ConfigDict) -> int:
+    """Returns `config.data.max_objects`; runs that are older than the field have 0."""
+    return data.get("max_objects", 0)
 
 
 def mirror(data: ConfigDict) -> int:

@@ -11,7 +11,7 @@ from cnn_research.data.order import Sequential
 from cnn_research.data.sources import Source, open_source
 from cnn_research.errors import UserError
 from cnn_research.tasks import Task
-from cnn_research.training.config import image_feature, mask_feature
+from cnn_research.training.config import image_feature, mask_feature, max_objects
 from cnn_research.training.feed import Feed, eval_spec, make_feed
 from cnn_research.training.parallel import Jit
 from cnn_research.training.step import Preprocessing, make_eval_step
@@ -95,7 +95,9 @@ def check_classes(source: Source, config: ConfigDict) -> None:
 
 def class_names(source: Source, config: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the classes: the data set's, or where pixels have classes the recipe's."""
-    return tuple(config.data.class_names) if mask_feature(config.data) else source.class_names
+    if mask_feature(config.data):
+        return tuple(config.data.class_names)
+    return source.object_names if max_objects(config.data) else source.class_names
 
 
 def open_split(config: ConfigDict, split: str) -> Source:

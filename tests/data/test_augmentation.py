@@ -298,10 +298,42 @@ def test_grey_images_have_no_colour_to_jitter():
     assert (run(Augmentation(brightness=0.5), batch)["image"] != batch["image"]).any()
 
 
-@pytest.mark.parametrize("field", ["random_resized_crop", "pad_crop", "flip", "dihedral", "mixup", "cutmix"])
-@pytest.mark.parametrize("target", ["instance_mask", "objects/bbox"])
+def boxes_around(masks):
+    """The box around the pixels of each mask, in 0..1 of it."""
+    found = []
+    for mask in masks[..., 0]:
+        (y, x), (height, width) = np.nonzero(mask), mask.shape
+        found.append([y.min() / height, x.min() / width, (y.max() + 1) / height, (x.max() + 1) / width])
+    return np.array(found, np.float32)
+
+
+@pytest.mark.parametrize("size", [(12, 10), (11, 11)])
+@pytest.mark.parametrize("field", ["flip", "dihedral"])
+def test_boxes_move_with_their_images(field, size):
+    rng = np.random.default_rng(3)
+    masks = np.zeros((BATCH, 2, *size, 1), np.uint8)
+    for mask in masks.reshape(-1, *size):
+        top, left, height, width = rng.integers(1, 6, 4)
+        mask[top : top + height, left : left + width] = 1
+    boxes = np.stack([boxes_around(masks[:, index]) for index in (0, 1)], axis=1)
+    batch = {"image": np.zeros((BATCH, *size, 1), np.float32), "objects/bbox": boxes}
+    for index in (0, 1):
+        found = run(Augmentation(**{field: True}), batch | {"segmentation_mask": masks[:, index]})
+        np.testing.assert_allclose(found["objects/bbox"][:, index], boxes_around(found["segmentation_mask"]), atol=1e-6)
+    moved = (found["objects/bbox"] != boxes).any(axis=(1, 2))
+    assert moved.any()
+    assert not moved.all()
+
+
+@pytest.mark.parametrize(
+    ("field", "target"),
+    [
+        *((field, "instance_mask") for field in ("random_resized_crop", "pad_crop", "flip", "dihedral", "mixup")),
+        *((field, "objects/bbox") for field in ("elastic", "random_resized_crop", "pad_crop", "mixup", "cutmix")),
+    ],
+)
 def test_targets_that_would_have_to_move_are_refused(field, target):
-    batch = make_batch(**{target: np.zeros((BATCH, 3), np.float32)})
+    batch = make_batch(**{target: np.zeros((BATCH, 3, 4), np.float32)})
     with pytest.raises(UserError, match=rf"augmentation\.{field} .* {target}; turn it off"):
         run(Augmentation(**{field: ON[field]}), batch)
 

@@ -192,6 +192,37 @@ def test_load_names_the_example_whose_mask_does_not_fit():
         load(source, np.arange(7), np.ones(7, bool), MASKED)
 
 
+def test_objects_take_the_place_of_labels_the_largest_first():
+    """In memory and from TFDS's files; those that are too small to see are none."""
+    boxes = [[0, 0, 0.25, 0.5], [0.5, 0, 1, 1], [0.25, 0.25, 0.25, 1], [0, 0.5, 0.5, 1]]
+    examples = Examples(
+        {"image": encode(noise(8, 6, 3)), "objects": {"bbox": boxes[:count], "label": [3, 1, 2, 4][:count]}}
+        for count in (4, 0, 3)
+    )
+    batch = load(
+        Source("boxes", "train", examples, FEATURES), np.arange(3), np.ones(3, bool), ImageSpec((8, 6), max_objects=2)
+    )
+    assert batch.keys() == {
+        *("image", "example_mask", "original_size", "objects/bbox", "objects/label", "objects/valid")
+    }
+    assert batch["objects/valid"].tolist() == [[True, True], [False, False], [True, True]]
+    np.testing.assert_array_equal(batch["objects/label"], [[1, 4], [0, 0], [1, 3]])
+    expected = [[boxes[1], boxes[3]], np.zeros((2, 4)), [boxes[1], boxes[0]]]
+    np.testing.assert_array_equal(batch["objects/bbox"], np.array(expected, np.float32))
+    source = open_source("shapes/32x24_train64_test20", "test")
+    batch = load(source, np.arange(20), np.ones(20, bool), ImageSpec((32, 24), max_objects=4))
+    assert source.object_names == ("ellipse", "rectangle", "triangle", "star")
+    for row, example in enumerate(source.examples.__getitems__(list(range(20)))):
+        instances, count = decode(example["instance_mask"], 1), batch["objects/valid"][row].sum()
+        edges = [np.argwhere(instances == index + 1)[:, :2] for index in range(count)]
+        around = [np.concatenate([each.min(0), each.max(0) + 1]) / [32, 24, 32, 24] for each in edges]
+        areas = [np.prod(box[2:] - box[:2]) for box in around]
+        assert count == instances.max()
+        for box, area in zip(batch["objects/bbox"][row], sorted(areas, reverse=True), strict=False):
+            assert np.isclose(np.prod(box[2:] - box[:2]), area)
+            assert np.isclose(around, box, atol=1e-6).all(axis=1).any()
+
+
 class Noise(tfds.core.GeneratorBasedBuilder):
     """The examples of `make_source`; the last image is none."""
 

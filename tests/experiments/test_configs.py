@@ -22,10 +22,12 @@ def test_recipe(path):
     config = module.get_config()
     program = training.make_program(config)
     assert program.total_steps > 0
-    logits = jax.eval_shape(
+    outputs = jax.eval_shape(
         lambda variables: program.model.apply(variables, jax.numpy.zeros((2, *program.image_shape)), train=False),
         program.abstract_variables,
     )
+    logits, *boxes = jax.tree.leaves(outputs)
+    assert len(boxes) == (config.task == "localization")
     if config.task == "segmentation":
         assert logits.shape == (2, *logits.shape[1:3], config.model.num_classes)
         assert len(config.data.class_names) == config.model.num_classes

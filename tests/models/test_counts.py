@@ -25,6 +25,7 @@ COUNTS = {
     "googlenet_cifar": (5_871_914, 1_447_241_728),
     "lenet5": (60_000, 325_680),
     "lenet5_modern": (61_706, 416_520),
+    "localizer": (138_373_932, 15_470_280_704),
     "mlp": (266_610, 266_200),
     "nin_cifar": (966_986, 222_486_528),
     "nin_imagenet": (7_595_176, 1_100_188_800),
@@ -106,6 +107,11 @@ def test_a_sliding_classifier_by_hand():
     """FCN-32s on 500x500 pixels, padded to 512x512: VGG's convolutions, and its hidden layers in 16x16 cells."""
     convolutions = (COUNTS["vgg16"][1] - 25_088 * 4096 - 4096 * 4096 - 4096 * 1000) * 16**2 // 7**2
     assert convolutions + 16**2 * (25_088 * 4096 + 4096 * 4096 + 4096 * 21) == COUNTS["fcn32s"][1]
+
+
+def test_a_localizer_is_its_classifier_and_a_box():
+    for each, classifier in zip(COUNTS["localizer"], COUNTS["vgg16"], strict=True):
+        assert each - classifier in (4096 * 4, 4096 * 4 + 4)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "fcn8s", "googlenet", "lenet5", "resnet20_cifar", "unet", "vgg16"])

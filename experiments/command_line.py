@@ -10,9 +10,10 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -20,7 +21,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError, nearest
-from cnn_research.training import Stopped, config
+from cnn_research.training import Stopped, config, distributed
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h; launchers start the run again
 
@@ -37,23 +38,29 @@ def run(main: Callable[[], None]) -> None:
         enable_compilation_cache()
         main()
     except UserError as error:
-        _exit(f"error: {_one_line(error)}", 2)
-    except Stopped as stop:
-        _exit(str(stop), TRY_AGAIN if stop.signal == signal.SIGTERM else 128 + stop.signal)
+        distributed.end(2, f"error: {_one_line(error)}")
+    except Stopped as stop:  # in all processes after the same step
+        if jax.process_index() == 0:
+            print(stop, file=sys.stderr)
+        sys.exit(TRY_AGAIN if stop.signal == signal.SIGTERM else 128 + stop.signal)
     except KeyboardInterrupt:
-        _exit("interrupted", 130)
+        distributed.end(130, "interrupted")
     except BrokenPipeError:  # the reader, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
-            raise
-        _exit(f"error: {error.filename}: {error.strerror}", 2)  # a path that cannot be read or written, a full disk
+            _bug()
+        # A path that cannot be read or written, a full disk.
+        distributed.end(2, f"error: {error.filename}: {error.strerror}")
+    except Exception:
+        _bug()
 
 
-def _exit(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
-    sys.exit(code)
+def _bug() -> NoReturn:
+    if not jax.distributed.is_initialized():
+        raise
+    distributed.end(1, traceback.format_exc())
 
 
 def _one_line(error: object) -> str:

@@ -10,6 +10,7 @@ adds the scores of membranes: the best Rand F-score over all thresholds, and the
 import json
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -21,7 +22,7 @@ from cnn_research.metrics import membranes
 from cnn_research.metrics import segmentation as metrics
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import mask_spec
-from experiments import command_line
+from experiments import command_line, processes
 from experiments.markdown import markdown_table
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
@@ -39,12 +40,15 @@ Segmented = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, classes of its p
 def main() -> None:
     """Evaluates and prints the metrics as one JSON object."""
     command_line.require("workdir")
+    processes.join()
     run = analysis.load_run(_WORKDIR.value, _STEP.value)
     dense = run.config.task == "segmentation"
     if not dense and (_OUT.value or _CELLS.value >= 0):
         raise UserError(f"--out and --cells are for runs of segmentation; this is one of {run.config.task}")
     split = _SPLIT.value or run.config.data.test
     sums = run.measure(split)
+    if jax.process_index():
+        return
     values = run.task.summarize(sums)
     if dense:
         table = per_class(run, sums["confusion"])

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from cnn_research import tasks, training
-from experiments import command_line
+from experiments import command_line, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a recipe, FILE.py or FILE.py:argument")
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
@@ -26,6 +26,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in 
 def main() -> None:
     """Trains, prints the result, and says what can be done with it."""
     command_line.require("config", "workdir")
+    processes.join()
     workdir = epath.Path(_WORKDIR.value)
     done_before = (workdir / "result.json").exists()
     result = training.train(_CONFIG.value, workdir)

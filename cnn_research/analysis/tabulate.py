@@ -236,7 +236,7 @@ def _macs(call: _Call, params: Mapping[str, Shaped]) -> int:
     positions = call.outputs[0].shape[:-1]
     if isinstance(call.module, UNSHARED):
         positions = ()
-    elif call.input and isinstance(call.module, ENLARGING):
+    elif call.input and (isinstance(call.module, ENLARGING) or (_window(call) and not _slides(call))):
         positions = call.input.shape[:-1]  # a transposed convolution puts its kernel on each position of its input
     return multiply_accumulates(params["kernel"].shape, positions)
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 import cv2
 import grain
@@ -42,9 +42,8 @@ def load(
     Raises:
       UserError: an image or a mask cannot be decoded or an example has no label; the message names it.
     """
-    images = np.empty((len(indices), *spec.size, spec.channels), np.uint8)
-    sizes = np.empty((len(indices), 2), np.int32)
-    batch = {"image": images, "example_mask": mask, "original_size": sizes, **_targets(len(indices), spec)}
+    batch = empty(len(indices), spec) | {"example_mask": mask}
+    images, sizes = batch["image"], batch["original_size"]
     numbers = [()] * len(indices) if draws is None else draws.tolist()
     mask_feature = spec.masks.feature if spec.masks else ""
     for row, example in enumerate(source.read(indices.tolist(), mask_feature, spec.max_objects > 0)):
@@ -67,22 +66,30 @@ def load(
     return batch
 
 
-def _targets(count: int, spec: ImageSpec) -> Batch:
-    """Returns arrays for what is to be learnt of the images."""
-    if not spec.masks and not spec.max_objects:
-        return {"label": np.empty(count, np.int32)}
-    targets: Batch = {}
+def empty(count: int, spec: ImageSpec) -> Batch:
+    """Returns a batch without content: the names, shapes and types of what `load` reads.
+
+    Args:
+      count: examples.
+      spec: what images are brought to.
+    """
+    batch = {
+        "image": np.empty((count, *spec.size, spec.channels), np.uint8),
+        "example_mask": np.empty(count, bool),
+        "original_size": np.empty((count, 2), np.int32),
+    }
     if spec.masks:
-        shape = (count, *spec.size, 1)
-        targets["segmentation_mask"] = np.empty(shape, np.uint8)
+        batch["segmentation_mask"] = np.empty((count, *spec.size, 1), np.uint8)
         if spec.masks.borders:
-            targets["border_distance"] = np.empty(shape, np.float16)
+            batch["border_distance"] = np.empty((count, *spec.size, 1), np.float16)
     if spec.max_objects:
         objects = count, spec.max_objects
-        targets["objects/bbox"] = np.zeros((*objects, 4), np.float32)
-        targets["objects/label"] = np.zeros(objects, np.int32)
-        targets["objects/valid"] = np.zeros(objects, bool)
-    return targets
+        batch["objects/bbox"] = np.zeros((*objects, 4), np.float32)
+        batch["objects/label"] = np.zeros(objects, np.int32)
+        batch["objects/valid"] = np.zeros(objects, bool)
+    if not spec.masks and not spec.max_objects:
+        batch["label"] = np.empty(count, np.int32)
+    return batch
 
 
 def _write_objects(
@@ -125,8 +132,13 @@ def load_all(source: Source, spec: ImageSpec, workers: int = 8) -> Batch:
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def nbytes(source: Source, spec: ImageSpec) -> int:
-    """Returns the bytes that a split's images and masks take in memory."""
+def nbytes(source: Sized, spec: ImageSpec) -> int:
+    """Returns the bytes that a split's images and masks take in memory.
+
+    Args:
+      source: the split; only its length counts.
+      spec: what images are brought to.
+    """
     masks = (1 + 2 * spec.masks.borders) if spec.masks else 0
     return len(source) * spec.size[0] * spec.size[1] * (spec.channels + masks)
 

@@ -28,8 +28,8 @@ def roi_align(
 
     Interpolation is linear along each axis, and so a region is the map between two matrices. Both products and their
     transposes, the gradient, are what accelerators are made for, and add in a fixed order. On two cores they take as
-    long as gathering the four pixels around each point, or less, for maps of up to 64 x 64, and the gradient a half to
-    a tenth, since it scatters nothing; from 100 x 100 on gathering is faster forwards. Sums are of float32 at least.
+    long as gathering the four pixels around each point, or less, for maps of up to 64 x 64, and the gradient mostly
+    about half, since it scatters nothing; from 100 x 100 on gathering is faster forwards. Sums are of float32 at least.
 
     Args:
       features: of one image.

@@ -69,6 +69,7 @@ class Localization:
           {"class": (sum, weight), "box": (sum, weight)}; and aux: the new `batch_stats`, and `metrics` with the
           accuracy and the mean IoU as (sum, weight).
         """
+        found: Any
         if train:
             found, updated = model.apply(
                 variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
@@ -109,7 +110,7 @@ class Localization:
           the first of equals, -1 where a logit is NaN; `box` float32[batch, 4], that class's, cut off at the borders of
           the image, which is 0..1; without area where a number of it is NaN.
         """
-        found = model.apply(variables, batch["image"], train=False)
+        found: Any = model.apply(variables, batch["image"], train=False)
         logits = jnp.asarray(found.logits, jnp.float32)
         label = jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
         box = clip(_of_class(jnp.asarray(found.boxes, jnp.float32), jnp.maximum(label, 0)), 1, 1)

@@ -14,14 +14,15 @@ from cnn_research.data.augmentation import Augmentation
 from cnn_research.errors import UserError, nearest
 
 PARALLEL = ("jit", "pmap")
+SHARD_STATE = ("off", "optimizer", "all")
 CROP_ON = ("device", "host")
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 
 # Fields that say how a run is watched, kept and spread over devices, and not what it computes: a run may resume with
 # other values. (Another number of devices, or the other `parallel`, changes results by rounding.)
 OPERATIONAL = (
-    "parallel", "log_every", "eval_every", "checkpoint_every", "keep_last", "keep_best", "eval_batch_size",
-    "tensorboard", "profile", "data.data_dir", "data.resident", "data.workers",
+    "parallel", "shard_state", "log_every", "eval_every", "checkpoint_every", "keep_last", "keep_best",
+    "eval_batch_size", "tensorboard", "profile", "data.data_dir", "data.resident", "data.workers",
 )  # fmt: skip
 
 
@@ -42,11 +43,12 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
             batch_size=128,  # of all devices together
             eval_batch_size=500,
             parallel="jit",  # jit: one program over a mesh of devices; pmap: a replica each
+            shard_state="off",  # what of the state is cut over the devices: off | optimizer | all (parameters too)
             precision="auto",  # f32 | bf16 | auto: bf16 on TPU and GPU, f32 on CPU, unless model.dtype says otherwise
             log_every=50,  # steps
             eval_every="1ep",
             checkpoint_every="1ep",
-            keep_last=2,  # checkpoints
+            keep_last=2,  # checkpoints; with 1, there is none to go back to where the disk damages it
             keep_best=1,  # checkpoints, by the task's primary metric
             tensorboard=True,
             profile="",  # steps to trace with jax.profiler: "100:110"
@@ -118,6 +120,8 @@ def validate(config: ConfigDict) -> None:
     """
     if config.parallel not in PARALLEL:
         raise UserError(f"parallel={config.parallel!r} is unknown; {nearest(config.parallel, PARALLEL)}")
+    if config.get("shard_state", "off") not in SHARD_STATE:
+        raise UserError(f"shard_state={config.shard_state!r} is unknown; {nearest(config.shard_state, SHARD_STATE)}")
     if config.precision not in (*PRECISION, "auto"):
         raise UserError(f"precision={config.precision!r} is unknown; it is auto, f32 or bf16")
     if config.data.resident not in ("auto", "on", "off"):

@@ -1,11 +1,12 @@
 """Batches on the devices: gathered there from a resident split, or streamed from the host."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
 from cnn_research.data import batches
@@ -120,10 +121,36 @@ def make_feed(source: Source, order: Order, data: ConfigDict, parallel: Jit, spe
     for key in (source.image, target):
         if key not in source.features:
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
-    small = batches.nbytes(source, spec) <= RESIDENT_BYTES
     content: dict[str, Any] = {}
-    if not spec.windows and (data.resident == "on" or (data.resident == "auto" and small)):
+    if _is_resident(source, data, spec):
         content = batches.load_all(source, spec)
         del content["example_mask"]  # a batch brings its own
         content = parallel.spread(parallel.replicate(content))
     return Feed(source, order, spec, parallel, content, data.workers)
+
+
+def _is_resident(source: Sized, data: ConfigDict, spec: ImageSpec) -> bool:
+    small = batches.nbytes(source, spec) <= RESIDENT_BYTES
+    return not spec.windows and (data.resident == "on" or (data.resident == "auto" and small))
+
+
+def abstract_feed(config: ConfigDict, parallel: Jit) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the shapes, types and shardings of the `batch` and the `data` that training's steps take.
+
+    Args:
+      config: of the run; `data.num_examples` must be known.
+      parallel: how batches lie on the devices.
+    """
+    spec = train_spec(config)
+    examples = {name: x for name, x in batches.empty(1, spec).items() if name != "example_mask"}
+    rows = {"example_mask": np.empty(1, bool)}
+    resident = _is_resident(range(config.data.num_examples), config.data, spec)
+    rows |= {"index": np.empty(1, np.int32)} if resident else examples
+
+    def abstract(arrays: dict[str, np.ndarray], count: int, sharding: Sharding) -> dict[str, Any]:
+        return {
+            name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding) for name, x in arrays.items()
+        }
+
+    data = abstract(examples, config.data.num_examples, parallel.replicated) if resident else {}
+    return abstract(rows, config.batch_size, parallel.batch_sharding), data

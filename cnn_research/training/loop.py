@@ -27,7 +27,7 @@ from cnn_research.training.parallel import Jit, make_parallel
 from cnn_research.training.postmortem import write_postmortem
 from cnn_research.training.program import Program, make_program
 from cnn_research.training.progress import Progress, describe
-from cnn_research.training.signals import Stopped, stop_requests
+from cnn_research.training.signals import Stopped, agreed_stop
 from cnn_research.training.state import TrainState
 from cnn_research.training.writers import Writer, environment, write_text
 
@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Dev
     config = _with_facts(config, len(train_source), class_names(train_source, config))
     check_classes(train_source, config)
     program = make_program(config)
-    parallel = make_parallel(config.parallel, devices)
+    parallel = make_parallel(config.parallel, devices, config.get("shard_state", "off"))
     parallel.block(config.batch_size, config.accumulate)  # refuses what does not divide, before anything is written
     _check_directory(config, workdir)
     if (workdir / "result.json").exists():
@@ -134,11 +134,13 @@ def _check_directory(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def _last_state(program: Program, parallel: Jit, checkpoints: Checkpoints) -> TrainState:
-    """Returns the state of the last checkpoint, or the one to begin with; replicated."""
+    """Returns the state of the last checkpoint, or the one to begin with, in the layout of `parallel`."""
+    layout = parallel.layout(program.abstract_state)
     if checkpoints.steps:
-        return checkpoints.restore(program.abstract_state, jax.random.key(program.config.seed), parallel.replicated)
+        key = parallel.replicate(jax.random.key(program.config.seed))
+        return checkpoints.restore(program.abstract_state, key, layout)
     variables = initial_variables(program, parallel)
-    return jax.jit(program.init_state, out_shardings=parallel.replicated)(variables)
+    return jax.jit(program.init_state, out_shardings=layout)(variables)
 
 
 class _Loop:
@@ -160,7 +162,8 @@ class _Loop:
         self.metric = program.task.primary_metric
         self.params = sum(x.size for x in jax.tree.leaves(state.params))
         self.state = parallel.spread(state)
-        self.step_function = parallel.compile(program.train_step(parallel.axis_name))
+        layout = parallel.layout(program.abstract_state)
+        self.step_function = parallel.compile(program.train_step(parallel.axis_name), layout)
         self.writer = Writer(workdir, self.step, self.config.tensorboard)
         self.progress = Progress(self.step, program.total_steps)
         self.pending: list[dict[str, jax.Array]] = []  # metrics on the device, of the steps since the last flush
@@ -180,7 +183,7 @@ class _Loop:
         self.clock = time.perf_counter()
         profiler = _Profiler(self.config.profile, self.workdir)
         closing = contextlib.closing
-        with stop_requests() as requests, closing(self.progress), closing(self.writer), closing(profiler):
+        with agreed_stop(self.step) as asked_to_stop, closing(self.progress), closing(self.writer), closing(profiler):
             for batch in self.feed(self.step, total):
                 profiler.before(self.step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
@@ -188,17 +191,17 @@ class _Loop:
                 profiler.after(self.step, metrics)
                 self.pending.append(metrics)
                 self.step += 1
-                stops = tuple(requests)  # asked once: a signal may come at any time
+                stop = asked_to_stop(self.step)  # asked once: a signal may come at any time
                 evaluates = self.step % eval_every == 0 or self.step == total
-                saves = self.step % checkpoint_every == 0 or self.step == total or bool(stops)
+                saves = self.step % checkpoint_every == 0 or self.step == total or bool(stop)
                 if evaluates or saves or self.step % self.config.log_every == 0:
                     self.flush()
                 if evaluates:
                     evaluated = self.evaluate()
                 if saves:
                     self.save(evaluated if evaluates else {})
-                if stops and self.step < total:
-                    raise Stopped(self.step, stops[0])
+                if stop and self.step < total:
+                    raise Stopped(self.step, stop)
             if not evaluated:  # killed between the last checkpoint and the result
                 evaluated = self.evaluate()
         return {

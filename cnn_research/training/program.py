@@ -99,8 +99,12 @@ class Program:
         return lambda state, batch, data: train_step(state, gather(batch, data))
 
 
-def make_program(config: ConfigDict) -> Program:
+def make_program(config: ConfigDict, platform: str = "") -> Program:
     """Builds a run's objects; `config.data.num_examples` must be known.
+
+    Args:
+      config: of the run.
+      platform: cpu, gpu or tpu, which `precision=auto` goes by; that of this process unless given.
 
     Raises:
       UserError: the config is not right; the message names the field.
@@ -119,7 +123,7 @@ def make_program(config: ConfigDict) -> Program:
         augmentation = dataclasses.replace(augmentation, random_resized_crop=(1.0, 1.0))
     return Program(
         config=config,
-        model=models.create(**{**config.model.to_dict(), "dtype": compute_dtype(config)}),
+        model=models.create(**{**config.model.to_dict(), "dtype": compute_dtype(config, platform)}),
         task=tasks.create(config.task, **config.loss.to_dict()),
         preprocessing=Preprocessing(
             augmentation=augmentation,
@@ -136,18 +140,23 @@ def make_program(config: ConfigDict) -> Program:
     )
 
 
-def compute_dtype(config: ConfigDict) -> str:
+def compute_dtype(config: ConfigDict, platform: str = "") -> str:
     """Returns the dtype that the network computes in.
 
     `precision=auto` is bfloat16 on TPU and GPU and float32 on CPU, unless `model.dtype` was set to something else than
     float32.
+
+    Args:
+      config: of the run.
+      platform: cpu, gpu or tpu; that of this process unless given.
 
     Raises:
       UserError: `precision` and `model.dtype` contradict each other.
     """
     chosen = config.model.dtype
     if config.precision == "auto":
-        return "bfloat16" if chosen == "float32" and jax.default_backend() in ("tpu", "gpu") else chosen
+        accelerated = (platform or jax.default_backend()) in ("tpu", "gpu")
+        return "bfloat16" if chosen == "float32" and accelerated else chosen
     wanted = PRECISION[config.precision]
     if chosen not in ("float32", wanted):
         raise UserError(f"precision={config.precision} and model.dtype={chosen} contradict each other; set one of them")

@@ -8,7 +8,9 @@ membranes, 1 in cells), and the splits train (24 slices) and val (6). The argume
 body for two CPU cores; `unet,paper` is the published one, for an accelerator: valid convolutions on mirrored borders,
 one tile a step, momentum 0.99.
 
-The goal is a pixel error (1 - pixel_accuracy) of 8% at most in about 20 minutes on 2 CPU cores; not measured yet.
+Of the 6 slices, seed 0: pixel error (1 - pixel_accuracy) 7.6%, Rand F-score 0.975, in 10 minutes on 2 CPU cores. With
+the paper's weight of the pixels between cells (`--config.loss.border_weight=10`) membranes come out thicker: 9.8%, but
+0.977. `unet,paper`, which has that weight, has not been run.
 """
 
 from collections.abc import Iterator
@@ -54,9 +56,9 @@ def get_config(model: str = "unet") -> ConfigDict:
     config.data.update(name="isbi2012_em", test="val", num_examples=24, class_names=("membrane", "cell"))
     config.data.update(channels=1, mean=(0.491,), std=(0.171,), image_size=(512, 512), crop_size=(192, 192))
     config.augmentation.update(elastic=10.0, dihedral=True, brightness=0.2, contrast=0.2)
-    config.loss.border_weight = 10.0
     config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.01)
     if recipe == "paper":
+        config.loss.border_weight = 10.0
         config.batch_size = 1
         config.duration = "20000"
         # 572x572 pixels, of which 388x388 are labelled, in training; 700x700 and 516x516 in evaluation.

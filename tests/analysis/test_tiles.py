@@ -42,6 +42,7 @@ def test_tiles_are_the_whole_image_where_all_context_is_in_it(size):
         )
 
 
+@pytest.mark.slow
 def test_a_published_unet_in_tiles_is_the_whole_image():
     """Narrow, and of two poolings: 60 pixels give 20, whose multiples of the stride are 20 apart."""
     predict = applied(models.create("unet", depth=2, width=0.05))

@@ -84,6 +84,13 @@ def test_dihedral_takes_every_way_alike_often(height, width):
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (3, 4)])
+def test_other_backends_turn_as_a_cpu_does(height, width):
+    image = distinct(height, width, 2)
+    for turn in jnp.array(list(np.ndindex(2, 2, 2)), bool):
+        np.testing.assert_array_equal(crops._turned(image, turn), crops._turned_by_gather(image, turn))
+
+
 @pytest.mark.parametrize("size", [(20, 31), (9, 14)])
 def test_resized_window_is_what_opencv_makes_of_it(size):
     image = np.random.default_rng(1).random((20, 31, 3), dtype=np.float32)

@@ -1,6 +1,7 @@
 """The exact parameters and multiply-adds of every network, and what every layer gives, at its paper's input size."""
 
 import importlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,10 @@ COUNTS = {
 }
 
 
+# Their tables take a quarter of a minute each.
+DEEPEST = ("resnet1001_cifar", "resnet1202_cifar")
+
+
 @pytest.fixture(autouse=True)
 def no_receptive_fields(monkeypatch):
     """Saves the time that they take; tests/analysis has them."""
@@ -62,7 +67,16 @@ def test_every_network_has_its_count():
     assert models.names() == sorted(COUNTS)
 
 
-@pytest.mark.parametrize("name", sorted(COUNTS))
+@pytest.mark.parametrize("name", DEEPEST)
+def test_parameters_alone(name):
+    init = partial(models.create(name).init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *models.input_shape(name))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == COUNTS[name][0]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEPEST else ()) for name in sorted(COUNTS)]
+)
 def test_count_and_sizes(name):
     table = tabulate(models.create(name), models.input_shape(name))
     assert (table.params, table.macs) == COUNTS[name]

@@ -313,8 +313,14 @@ CASES = {
 # Of networks that are one and the same with the fields of their bases, the first stands for all.
 DISTINCT = {models.create(name, **CASES[name].base): name for name in reversed(models.names())}.values()
 
+# In half precision the others' steps are among the long tests.
+QUICK = ("lenet5_modern", "vgg11", "resnet20_cifar", "unet")
+
+# What all networks share is among the long tests for those that take long.
+LARGE = ("deconvnet", "fcn16s", "googlenet")
+
 FIELDS = [
-    (name, field.name)
+    pytest.param(name, field.name, marks=pytest.mark.slow if name in LARGE and field.name in SHARED else ())
     for name in sorted(DISTINCT)
     for field in dataclasses.fields(models.create(name))
     if field.name not in ("parent", "name")
@@ -364,8 +370,13 @@ def test_the_same_fields_give_the_same_network():
     assert not changed("lenet5", CASES["lenet5"].base, dict(CASES["lenet5"].base))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float32") for name in DISTINCT),
+        *(pytest.param(name, "bfloat16", marks=() if name in QUICK else pytest.mark.slow) for name in DISTINCT),
+    ],
+)
 def test_gradients_reach_every_parameter_and_a_step_goes_well(name, dtype):
     """All is finite in both precisions; auxiliary classifiers with the rest."""
     fields = CASES[name].base | {"activation": "leaky_relu", "dtype": dtype}  # so few ReLUs may all be silent

@@ -99,7 +99,7 @@ def test_every_padding_mode_differs_from_every_other():
     assert same == {"edgesymmetric"}
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.data())
 def test_derivatives_of_first_and_second_order(data):
     """Forward and reverse, against finite differences, with respect to both or to one argument alone."""

@@ -12,19 +12,22 @@ from cnn_research.training.parallel import make_parallel
 STEPS = 20
 
 
-def train(config, kind, devices=()):
+def train(config, kind, devices=(), shard_state="off"):
     """Trains for a few steps; returns the losses and the state."""
     source = open_split(config, "train")
     config.data.num_examples = len(source)
     program = make_program(config)
-    parallel = make_parallel(kind, devices)
+    parallel = make_parallel(kind, devices, shard_state)
     feed = make_feed(source, Shuffled(len(source), config.batch_size, config.seed), config.data, parallel)
-    state = parallel.spread(parallel.replicate(program.init_state(program.init_variables())))
-    step = parallel.compile(program.train_step(parallel.axis_name))
+    layout = parallel.layout(program.abstract_state)
+    state = parallel.spread(jax.jit(program.init_state, out_shardings=layout)(program.init_variables()))
+    step = parallel.compile(program.train_step(parallel.axis_name), layout)
     losses = []
     for batch in feed(0, STEPS):
         state, metrics = step(state, batch, feed.data)
         losses.append(np.ravel(jax.device_get(metrics["loss"]))[0])
+    whole = jax.tree.map(lambda x: x.sharding.is_fully_replicated, parallel.collect(state))
+    assert kind == "pmap" or whole == jax.tree.map(lambda sharding: sharding.is_fully_replicated, layout)
     return np.array(losses), jax.device_get(parallel.collect(state))
 
 
@@ -41,7 +44,9 @@ def one_device(config):
     return train(config, "jit", jax.devices()[:1])
 
 
-@pytest.mark.parametrize(("kind", "resident"), [("jit", "on"), ("pmap", "on"), ("pmap", "off")])
+@pytest.mark.parametrize(
+    ("kind", "resident"), [("jit", "on"), ("pmap", "on"), pytest.param("pmap", "off", marks=pytest.mark.slow)]
+)
 def test_losses_do_not_depend_on_devices(config, one_device, kind, resident):
     """Eight devices, with batch norm and augmentation, as `jit` on one device computes them."""
     config.data.resident = resident
@@ -51,6 +56,33 @@ def test_losses_do_not_depend_on_devices(config, one_device, kind, resident):
     assert int(state.step) == STEPS
     for ours, theirs in zip(*(jax.tree.leaves(each.batch_stats) for each in (state, one_device[1])), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shard_state", ["optimizer", "all"])
+def test_state_that_is_cut_over_devices_gives_the_same(config, one_device, shard_state):
+    config = config.copy_and_resolve_references()
+    losses, state = train(config, "jit", shard_state=shard_state)
+    np.testing.assert_allclose(losses, one_device[0], atol=1e-5)
+    for ours, theirs in zip(*(jax.tree.leaves(each.params) for each in (state, one_device[1])), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_layout_cuts_the_longest_axis_that_divides(digits_config):
+    config = digits_config()
+    config.data.num_examples, config.ema = 1437, 0.9
+    state = make_program(config).abstract_state
+    found = {
+        kind: make_parallel("jit", shard_state=kind).layout(state).params["F6"]["kernel"].spec
+        for kind in ("off", "optimizer", "all")
+    }
+    assert state.params["F6"]["kernel"].shape == (120, 84)
+    assert found == {"off": jax.P(), "optimizer": jax.P(), "all": jax.P("devices")}
+    layout = make_parallel("jit", shard_state="optimizer").layout(state)
+    moments = {sharding.spec for sharding in jax.tree.leaves(layout.opt_state)}
+    assert moments == {jax.P(), jax.P("devices"), jax.P(None, None, None, "devices")}
+    assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves((layout.average, layout.step)))
+    with pytest.raises(UserError, match="shard_state=all needs parallel=jit"):
+        make_parallel("pmap", shard_state="all")
 
 
 def test_a_seed_gives_bit_equal_parameters(config, one_device):

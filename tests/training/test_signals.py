@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 
+import jax
 import pytest
 
-from cnn_research.training.signals import Stopped, stop_requests
+from cnn_research.training import signals
+from cnn_research.training.signals import Stopped, agreed_stop, stop_requests
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
@@ -61,3 +63,33 @@ def test_stopped_says_when_and_why():
     stopped = Stopped(120, signal.SIGTERM)
     assert (stopped.step, stopped.signal) == (120, signal.SIGTERM)
     assert str(stopped) == "stopped by SIGTERM after step 120; the same command goes on from there"
+
+
+def test_one_process_stops_once_it_was_asked():
+    with agreed_stop(5) as asked:
+        assert asked(6) == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked(7) == signal.SIGINT
+
+
+@pytest.mark.parametrize(("agreed", "stops"), [(1003, 1003), (1, 1001)])
+def test_several_processes_stop_after_the_step_that_they_agree_on(monkeypatch, agreed, stops):
+    """Or after the first one, where they agreed before any had begun."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda step: step == agreed)
+    with agreed_stop(1000) as asked:
+        assert [step for step in range(1001, stops + 1) if asked(step) == signal.SIGTERM] == [stops]
+
+
+def test_ctrl_c_goes_the_way_of_sigterm(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda step: step == 3)
+    passed_on: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: passed_on.append(number))
+    try:
+        with agreed_stop(0) as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert passed_on == [signal.SIGTERM]
+            assert [asked(step) for step in (1, 2, 3)] == [0, 0, signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, before)

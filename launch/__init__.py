@@ -1,0 +1,1 @@
+"""Pods and clusters: rehearsed here, planned, and launched there."""

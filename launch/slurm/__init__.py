@@ -1,0 +1,1 @@
+"""Slurm: nodes of GPUs, by submitit."""

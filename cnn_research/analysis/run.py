@@ -161,8 +161,8 @@ class Run:
         """
         return self.task.summarize(self.measure(split))
 
-    def measure(self, split: str = "") -> dict[str, Any]:
-        """Returns what the task's metrics are made of, added over a whole split.
+    def measure(self, split: str = "") -> Any:
+        """Returns what the task's metrics are made of: sums over a whole split, or records of its examples.
 
         Args:
           split: with TFDS's slicing; the config's test split unless given.

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sized
 import cv2
 import grain
 import numpy as np
-from absl import flags
-from jaxtyping import Bool, Float32, Float64, Int, Int32
+from absl import flags, logging
+from jaxtyping import Bool, Float64, Int
 
 from cnn_research.data.borders import border_distance
-from cnn_research.data.images import ImageSpec, place_boxes, write, write_mask
+from cnn_research.data.images import ImageSpec, write, write_mask
+from cnn_research.data.objects import empty_objects, read_objects, write_objects
 from cnn_research.data.order import Order
 from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
@@ -45,6 +46,7 @@ def load(
     batch = empty(len(indices), spec) | {"example_mask": mask}
     images, sizes = batch["image"], batch["original_size"]
     numbers = [()] * len(indices) if draws is None else draws.tolist()
+    dropped = 0
     mask_feature = spec.masks.feature if spec.masks else ""
     for row, example in enumerate(source.read(indices.tolist(), mask_feature, spec.max_objects > 0)):
         try:
@@ -54,13 +56,15 @@ def load(
                 if spec.masks.borders:
                     batch["border_distance"][row] = border_distance(batch["segmentation_mask"][row])
             if spec.max_objects:
-                boxes = np.asarray(example["objects"]["bbox"], np.float32).reshape(-1, 4)
-                labels = np.asarray(example["objects"]["label"], np.int32)
-                _write_objects(place_boxes(boxes, size, spec, numbers[row]), labels, batch, row)
+                objects = read_objects(example["objects"])
+                write_objects(objects, size, spec, batch, row, numbers[row])
+                dropped += objects.dropped
             if "label" in batch:
                 batch["label"][row] = example["label"]
         except UserError as error:
             raise UserError(f"example {indices[row]} of {source.name}, split {source.split}: {error}") from error
+    if dropped:
+        logging.warning("split %s of %s: %d boxes without area dropped", source.split, source.name, dropped)
     if "label" in batch and batch["label"].min() < 0:
         raise UserError(f"split {source.split!r} of data set {source.name!r} has examples without a label")
     return batch
@@ -83,24 +87,10 @@ def empty(count: int, spec: ImageSpec) -> Batch:
         if spec.masks.borders:
             batch["border_distance"] = np.empty((count, *spec.size, 1), np.float16)
     if spec.max_objects:
-        objects = count, spec.max_objects
-        batch["objects/bbox"] = np.zeros((*objects, 4), np.float32)
-        batch["objects/label"] = np.zeros(objects, np.int32)
-        batch["objects/valid"] = np.zeros(objects, bool)
+        batch |= empty_objects(count, spec.max_objects)
     if not spec.masks and not spec.max_objects:
         batch["label"] = np.empty(count, np.int32)
     return batch
-
-
-def _write_objects(
-    boxes: Float32[np.ndarray, "objects 4"], labels: Int32[np.ndarray, " objects"], batch: Batch, row: int
-) -> None:
-    """Writes an image's objects, the largest first, as far as there is room, without those of which nothing is seen."""
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    chosen = np.argsort(-areas, kind="stable")[: min((areas > 0).sum(), batch["objects/valid"].shape[1])]
-    batch["objects/bbox"][row, : len(chosen)] = boxes[chosen]
-    batch["objects/label"][row, : len(chosen)] = labels[chosen]
-    batch["objects/valid"][row, : len(chosen)] = True
 
 
 def load_step(source: Source, order: Order, spec: ImageSpec, block: slice, step: int) -> Batch:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, Float64, Shaped, UInt8
 
 from cnn_research.data.windows import RandomWindows, Window
 from cnn_research.errors import UserError, nearest
@@ -262,6 +262,8 @@ def place_boxes(
 ) -> Float32[np.ndarray, "objects 4"]:
     """Moves boxes as `write` does their image, and cuts them off where what is seen of it ends.
 
+    One whose centre is not seen is lost, as in `augmentation`.
+
     Args:
       boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
       size: height and width of the image.
@@ -269,9 +271,13 @@ def place_boxes(
       draws: of the example, for `spec.windows`.
 
     Returns:
-      In 0..1 of the result; a box of which nothing is seen has no area.
+      In 0..1 of the result; a box that is lost has no area.
     """
-    return _move_boxes(boxes, size, *spec.place(size, draws), spec.size)
+    seen, place = spec.place(size, draws)
+    shares = _shares(boxes, size, seen)
+    centres = shares.mean(axis=1)
+    shares[((centres < 0) | (centres > 1)).any(axis=1)] = 0
+    return _placed(shares, place, spec.size)
 
 
 def restore_boxes(
@@ -285,16 +291,21 @@ def restore_boxes(
       spec: what it was brought to.
     """
     seen, place = spec.place(size)
-    return _move_boxes(boxes, spec.size, place, seen, size)
+    return _placed(_shares(boxes, spec.size, place), seen, size)
 
 
-def _move_boxes(
-    boxes: Float32[np.ndarray, "objects 4"], size: Sequence[int], seen: Window, place: Window, new_size: Sequence[int]
+def _shares(
+    boxes: Float32[np.ndarray, "objects 4"], size: Sequence[int], window: Window
+) -> Float64[np.ndarray, "objects 2 2"]:
+    """Returns the corners of boxes, which are in 0..1 of an image, in 0..1 of a window of it."""
+    return (boxes.reshape(-1, 2, 2) * np.array(size, np.float64) - window[:2]) / window[2:]
+
+
+def _placed(
+    shares: Float64[np.ndarray, "objects 2 2"], window: Window, size: Sequence[int]
 ) -> Float32[np.ndarray, "objects 4"]:
-    """Moves boxes from a window of one image into a place of another."""
-    corners = boxes.reshape(-1, 2, 2) * np.array(size)
-    shares = np.clip((corners - seen[:2]) / seen[2:], 0, 1)
-    return ((place[:2] + shares * place[2:]) / new_size).reshape(-1, 4).astype(np.float32)
+    """Undoes `_shares`, and cuts off what is not in the window."""
+    return ((window[:2] + np.clip(shares, 0, 1) * window[2:]) / size).reshape(-1, 4).astype(np.float32)
 
 
 def restore(

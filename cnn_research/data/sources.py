@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import read_only_builder, registered
@@ -17,6 +16,11 @@ from cnn_research.data import embedded
 from cnn_research.errors import UserError, nearest
 
 SMALL_FILE = 2**14  # bytes
+# What may be known of objects, and how it is stored.
+OBJECTS = {
+    **{"bbox": "float_list", "label": "int64_list"},
+    **{"is_difficult": "int64_list", "is_crowd": "int64_list", "area": "int64_list"},
+}
 
 
 @runtime_checkable
@@ -67,7 +71,7 @@ class Source:
         Args:
           indices: of the examples, one or more; the size of the first one's file decides.
           mask: the feature of the masks; none unless given.
-          objects: whether to read `objects`: a `bbox` of four numbers and a `label` for each.
+          objects: whether to read `objects`, see `data.objects`.
         """
         records: Any = self.examples
         parse: Callable[[Any], dict[str, Any]] = self._renamed
@@ -193,8 +197,11 @@ def _parse(image: str, mask: str, objects: bool, record: bytes) -> dict[str, Any
     if mask:
         example[mask] = features[mask].bytes_list.value[0]
     if objects:
-        boxes = np.array(features["objects/bbox"].float_list.value, np.float32).reshape(-1, 4)
-        example["objects"] = {"bbox": boxes, "label": features["objects/label"].int64_list.value}
+        example["objects"] = {
+            name: getattr(features[f"objects/{name}"], kind).value
+            for name, kind in OBJECTS.items()
+            if f"objects/{name}" in features
+        }
     return example | {"label": features["label"].int64_list.value[0]} if "label" in features else example
 
 

@@ -9,9 +9,9 @@ from cnn_research.errors import UserError, nearest
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.localization import Localization
 from cnn_research.tasks.segmentation import Segmentation
-from cnn_research.tasks.task import Task
+from cnn_research.tasks.task import RecordTask, Task
 
-__all__ = ["Task", "config", "create", "names"]
+__all__ = ["RecordTask", "Task", "config", "create", "names"]
 
 TASKS: dict[str, Any] = {
     "classification": Classification,

@@ -1,6 +1,7 @@
 """Batches: the same examples and the same windows of them, whichever way they are read."""
 
 import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -192,19 +193,19 @@ def test_load_names_the_example_whose_mask_does_not_fit():
         load(source, np.arange(7), np.ones(7, bool), MASKED)
 
 
-def test_objects_take_the_place_of_labels_the_largest_first():
-    """In memory and from TFDS's files; those that are too small to see are none."""
+def test_objects_take_the_place_of_labels_the_largest_first(caplog):
+    """In memory and from TFDS's files; those without area are dropped, with their number in the log."""
     boxes = [[0, 0, 0.25, 0.5], [0.5, 0, 1, 1], [0.25, 0.25, 0.25, 1], [0, 0.5, 0.5, 1]]
     examples = Examples(
         {"image": encode(noise(8, 6, 3)), "objects": {"bbox": boxes[:count], "label": [3, 1, 2, 4][:count]}}
         for count in (4, 0, 3)
     )
-    batch = load(
-        Source("boxes", "train", examples, FEATURES), np.arange(3), np.ones(3, bool), ImageSpec((8, 6), max_objects=2)
-    )
-    assert batch.keys() == {
-        *("image", "example_mask", "original_size", "objects/bbox", "objects/label", "objects/valid")
-    }
+    source = Source("boxes", "train", examples, FEATURES)
+    with caplog.at_level(logging.WARNING):
+        batch = load(source, np.arange(3), np.ones(3, bool), ImageSpec((8, 6), max_objects=2))
+    assert "split train of boxes: 2 boxes without area dropped" in caplog.text
+    objects = [f"objects/{name}" for name in ("bbox", "label", "valid", "ignored")]
+    assert batch.keys() == {"image", "example_mask", "original_size", *objects}
     assert batch["objects/valid"].tolist() == [[True, True], [False, False], [True, True]]
     np.testing.assert_array_equal(batch["objects/label"], [[1, 4], [0, 0], [1, 3]])
     expected = [[boxes[1], boxes[3]], np.zeros((2, 4)), [boxes[1], boxes[0]]]

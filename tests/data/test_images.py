@@ -362,18 +362,24 @@ def test_boxes_come_to_lie_where_their_objects_do(mode, size):
         mask[slice(*rows), slice(*columns)] = 1
         inside = np.argwhere(masked(mask, spec, draws) == 1)
         height, width = box[2:] - box[:2]
-        if len(inside):
+        center = (np.mean([rows, columns], axis=1) - seen[:2]) / seen[2:]
+        if np.abs(center * (1 - center)).min() < 1e-4:  # on the border, within rounding
+            continue
+        if not ((center > 0) & (center < 1)).all():
+            assert (height, width) == (0, 0)
+        elif len(inside):
             expected = np.concatenate([inside.min(0), inside.max(0) + 1])
             np.testing.assert_allclose(box * [12, 10, 12, 10], expected, atol=0.501)
             found += 1
         else:
             assert min(height * 12, width * 10) <= 1
-    assert found > 10
+    assert found > 6
     if mode != "window":
         top, left, bottom, right = seen.top, seen.left, seen.top + seen.height, seen.left + seen.width
         limits = np.array([top, left, top, left]), np.array([bottom, right, bottom, right])
         expected = np.clip(boxes, *(limit / np.tile(size, 2) for limit in limits))
-        np.testing.assert_allclose(restore_boxes(placed, size, spec), expected, atol=1e-6)
+        kept = (placed[:, 2:] > placed[:, :2]).all(axis=1)
+        np.testing.assert_allclose(restore_boxes(placed, size, spec)[kept], expected[kept], atol=1e-6)
 
 
 def test_masks_take_the_nearest_centre():

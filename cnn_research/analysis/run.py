@@ -96,7 +96,8 @@ class Run:
         Returns:
           For classification `logits` and `probabilities` [images, classes], `label` [images]; for localization also
           `box` [images, 4] in 0..1 of what the network sees; for segmentation the first three for each pixel of the
-          network's output.
+          network's output; for detection `boxes` [images, found, 4], likewise in 0..1, and their `classes`, `scores`
+          and `valid`, which there are.
         """
         parts = list(self._batches([*images], batch_size))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

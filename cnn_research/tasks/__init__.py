@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError, nearest
 from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.detection import Detection
 from cnn_research.tasks.localization import Localization
 from cnn_research.tasks.segmentation import Segmentation
 from cnn_research.tasks.task import RecordTask, Task
@@ -15,6 +16,7 @@ __all__ = ["RecordTask", "Task", "config", "create", "names"]
 
 TASKS: dict[str, Any] = {
     "classification": Classification,
+    "detection": Detection,
     "localization": Localization,
     "segmentation": Segmentation,
 }

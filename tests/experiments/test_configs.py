@@ -27,14 +27,18 @@ def test_recipe(path):
         program.abstract_variables,
     )
     logits, *boxes = jax.tree.leaves(outputs)
-    assert len(boxes) == (config.task == "localization")
-    if config.task == "segmentation":
+    assert bool(boxes) == (config.task in ("detection", "localization"))
+    if config.task == "detection":
+        cells, classes = outputs
+        assert cells.shape == (*classes.shape[:3], config.model.boxes, 5)
+        assert classes.shape[-1] == config.model.num_classes
+    elif config.task == "segmentation":
         assert logits.shape == (2, *logits.shape[1:3], config.model.num_classes)
         assert len(config.data.class_names) == config.model.num_classes
     else:
         assert logits.shape == (2, config.model.num_classes)
     assert f"python -m experiments.train --config=experiments/configs/{path.name}" in module.__doc__
-    assert re.search(r"accuracy|error|IoU", module.__doc__)
+    assert re.search(r"accuracy|error|IoU|AP50", module.__doc__)
     assert re.search(r"\d+ (s|min|minutes|seconds|days)\b", module.__doc__)
 
 

@@ -244,6 +244,31 @@ LOCALIZER = Case(
 )
 
 
+YOLO = Case(
+    {
+        "activation": "leaky_relu",
+        "body": "small",
+        "boxes": 2,
+        "grid": (2, 2),
+        "hidden": (64,),
+        "num_classes": 5,
+        "width": 1 / 16,
+    },
+    {
+        "body": "fast",
+        "body_layer": "pool3",
+        "boxes": 1,
+        "dropout_rate": 0.25,
+        "grid": (3, 2),
+        "hidden": (32,),
+        "kernel_init": "glorot_uniform",
+        "num_classes": 7,
+    },
+    lambda fields: (2, 32, 32, 3),
+    needs={"body_layer": {"body": "vgg11", "body_layer": "pool2"}},
+)
+
+
 DECONVNET = Case(
     {
         "activation": "leaky_relu",
@@ -289,6 +314,7 @@ CASES = {
     "deconvnet": DECONVNET,
     "localizer": LOCALIZER,
     "unet": UNET,
+    **dict.fromkeys(("fast_yolo", "yolo"), YOLO),
     **dict.fromkeys(("nin_cifar", "nin_imagenet"), NIN),
     **dict.fromkeys(("googlenet", "googlenet_bn", "googlenet_cifar"), GOOGLENET),
     **dict.fromkeys(("alexnet", "alexnet_owt", "alexnet_ungrouped"), ALEXNET),

@@ -34,9 +34,12 @@ def test_names_by_task():
     segmenters = ["deconvnet", "fcn16s", "fcn32s", "fcn8s", "unet"]
     assert models.names("segmentation") == segmenters
     assert models.names("localization") == ["localizer"]
-    assert sorted(models.names("classification") + segmenters + ["localizer"]) == models.names()
+    assert {"fast_yolo", "yolo"} <= set(models.names("detection"))
+    others = segmenters + models.names("detection") + ["localizer"]
+    assert sorted(models.names("classification") + others) == models.names()
     assert {models.task(name) for name in segmenters} == {"segmentation"}
     assert models.task("localizer") == "localization"
+    assert models.task("yolo") == "detection"
     assert models.task("vgg16") == "classification"
     with pytest.raises(UserError, match="did you mean 'segmentation'"):
         models.names("segmentatoin")

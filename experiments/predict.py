@@ -93,7 +93,8 @@ def main() -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    drawers = {"detection": draw_detections, "localization": draw_boxes, "segmentation": draw_segmentations}
+    detectors = dict.fromkeys(("detection", "instance_segmentation", "region_detection"), draw_detections)
+    drawers = {**detectors, "localization": draw_boxes, "segmentation": draw_segmentations}
     draw = drawers.get(run.config.task, draw_labels)
     lines, summary = draw(run, examples, out)
     (out / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")

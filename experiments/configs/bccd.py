@@ -2,7 +2,7 @@
 
 python -m experiments.train --config=experiments/configs/bccd.py:yolo --workdir=runs/bccd_yolo
 
-The set is any directory `bccd` of the form of TFDS's `voc` (`objects/` `bbox`, `label` and `is_difficult`) in one of the
+The set is any directory `bccd` of the form of TFDS's `voc` (`objects/` `bbox`, `label`, `is_difficult`) in one of the
 folders that `CNN_RESEARCH_DATA_DIRS` lists, with splits train, val and test of 205, 87 and 72 photographs; training
 takes the first two. The argument is a network that finds objects, in a body small enough for two CPU cores. The goal
 there is a test AP50 of 0.60 from scratch in 60 minutes; it has not been run to its end yet.

@@ -2,13 +2,13 @@
 
 python -m experiments.evaluate --workdir=runs/digits_lenet5
 
-Where pixels have classes, a table of the classes comes first, and `--out=DIR` gets it as `per_class.md` beside
-`worst.png`, the images with the lowest mean IoU. `--cells=1` says that pixels of class 1 are the inside of cells, and
-adds the scores of membranes: the best Rand F-score over all thresholds, and the warping error.
+Where objects or pixels have classes, a table of them comes first. Where pixels have, `--out=DIR` gets it as
+`per_class.md` beside `worst.png`, the images with the lowest mean IoU. `--cells=1` says that pixels of class 1 are the
+inside of cells, and adds the scores of membranes: the best Rand F-score over all thresholds, and the warping error.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ from cnn_research.data.images import decode, decode_mask
 from cnn_research.errors import UserError
 from cnn_research.metrics import membranes
 from cnn_research.metrics import segmentation as metrics
+from cnn_research.metrics.records import Record
+from cnn_research.tasks.average_precision import AveragePrecision
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import mask_spec
 from experiments import command_line, processes
@@ -46,12 +48,14 @@ def main() -> None:
     if not dense and (_OUT.value or _CELLS.value >= 0):
         raise UserError(f"--out and --cells are for runs of segmentation; this is one of {run.config.task}")
     split = _SPLIT.value or run.config.data.test
-    sums = run.measure(split)
+    measured = run.measure(split)
     if jax.process_index():
         return
-    values = run.task.summarize(sums)
+    values = run.task.summarize(measured)
+    if isinstance(run.task, AveragePrecision):
+        print("\n".join(per_class_of_objects(run, run.task, measured)), end="\n\n")
     if dense:
-        table = per_class(run, sums["confusion"])
+        table = per_class(run, measured["confusion"])
         print("\n".join(table), end="\n\n")
         if _OUT.value:
             out = epath.Path(_OUT.value)
@@ -71,6 +75,21 @@ def per_class(run: analysis.Run, confusion: np.ndarray) -> list[str]:
     means = metrics.mean_iou(confusion), metrics.mean_accuracy(confusion), 1.0
     return markdown_table(
         [["class", "IoU", "accuracy", "pixels"], *rows, ["mean", *(f"{x:.1%}" for x in means)]], left=1
+    )
+
+
+def per_class_of_objects(run: analysis.Run, task: AveragePrecision, measured: Sequence[Record]) -> list[str]:
+    """Returns the lines of a table: a row a class that is in the split, and the whole."""
+    voc, coco = task.of_voc(measured)["per_class"], task.of_coco(measured)["per_class"]
+    labels = np.concatenate([record["true/classes"][~record["true/ignored"]] for record in measured])
+    counts = np.bincount(labels, minlength=len(run.class_names))
+    rows = [
+        [run.class_names[label], f"{voc[label]:.1%}", f"{coco[label]:.1%}", str(counts[label])]
+        for label in np.flatnonzero(counts).tolist()
+    ]
+    means = [f"{np.mean([scores[label] for label in np.flatnonzero(counts).tolist()]):.1%}" for scores in (voc, coco)]
+    return markdown_table(
+        [["class", "AP50", "AP by COCO", "objects"], *rows, ["mean", *means, str(counts.sum())]], left=1
     )
 
 

@@ -1,4 +1,4 @@
-"""Draws what a run says of images: each with its five likeliest labels, or the classes of its pixels, and the truth.
+"""Draws what a run says of images: the five likeliest labels, objects' boxes, or the pixels' classes; and the truth.
 
 python -m experiments.predict --workdir=runs/digits_lenet5 --out=predictions
 python -m experiments.predict --workdir=runs/digits_lenet5 --images='photos/*.png' --out=predictions
@@ -18,22 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
 from tqdm import tqdm
 
 from cnn_research import analysis
-from cnn_research.data.images import IGNORE, decode, decode_mask
+from cnn_research.data.images import IGNORE, decode, decode_mask, restore_boxes
+from cnn_research.data.objects import read_objects
 from cnn_research.errors import UserError
+from cnn_research.ops.boxes import iou_of_pairs
+from cnn_research.tasks.localization import OVERLAP
+from cnn_research.training.config import max_objects
 from cnn_research.training.evaluation import open_split
-from cnn_research.training.feed import mask_spec
+from cnn_research.training.feed import image_spec, mask_spec
 from experiments import command_line
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
 _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or latest, or best")
 _IMAGES = flags.DEFINE_string("images", "", "files, as a glob in quotes; the split's first examples unless given")
 _SPLIT = flags.DEFINE_string("split", "", "with TFDS's slicing; the run's test split unless given")
+_SCORE = flags.DEFINE_float("score", 0.3, "detection: the least score of what is drawn; predictions.jsonl has all")
 _COUNT = flags.DEFINE_integer("count", 16, "images at most", lower_bound=1)
 _TILE = flags.DEFINE_list("tile", [], "height and width of the tiles of images that are segmented as they are")
 _MARGIN = flags.DEFINE_integer("margin", 32, "pixels of context on each side of a tile", lower_bound=0)
@@ -44,7 +50,8 @@ _OUT = flags.DEFINE_string("out", "", "the folder for pictures and predictions.j
 
 GRID = 16  # images in grid.png
 
-Example = tuple[str, np.ndarray, Any]  # name, image, true label or classes of pixels, None where not known
+# Name, image, and what is true: a label, boxes and their labels, or the classes of pixels; None where it is not known.
+Example = tuple[str, np.ndarray, Any]
 
 
 def from_files(pattern: str, count: int, channels: int, class_names: tuple[str, ...]) -> Iterator[Example]:
@@ -64,10 +71,14 @@ def from_files(pattern: str, count: int, channels: int, class_names: tuple[str, 
 def from_split(run: analysis.Run, split: str, count: int) -> Iterator[Example]:
     """Yields the first examples of a split, at their own size."""
     source, masks = open_split(run.config, split), mask_spec(run.config)
-    for index, example in enumerate(source.read(range(min(count, len(source))), masks.feature if masks else "")):
+    feature, boxes = masks.feature if masks else "", max_objects(run.config.data) > 0
+    for index, example in enumerate(source.read(range(min(count, len(source))), feature, boxes)):
         name = f"{source.name}_{split}_{index:05d}"
         image = decode(example["image"], run.config.data.channels)
-        yield name, image, decode_mask(example[masks.feature], masks)[..., 0] if masks else int(example["label"])
+        if boxes:
+            yield name, image, read_objects(example["objects"])
+        else:
+            yield name, image, decode_mask(example[masks.feature], masks)[..., 0] if masks else int(example["label"])
 
 
 def main() -> None:
@@ -82,7 +93,8 @@ def main() -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    draw = draw_segmentations if run.config.task == "segmentation" else draw_labels
+    drawers = {"detection": draw_detections, "localization": draw_boxes, "segmentation": draw_segmentations}
+    draw = drawers.get(run.config.task, draw_labels)
     lines, summary = draw(run, examples, out)
     (out / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     print(f"{len(examples)} images drawn into {out}{summary}")
@@ -108,6 +120,64 @@ def draw_labels(run: analysis.Run, examples: list[Example], out: epath.Path) -> 
     known = [(row, label) for row, label in enumerate(labels) if label is not None]
     right = sum(int(probabilities[row].argmax()) == label for row, label in known)
     return lines, f", {right} of {len(known)} right" if known else ""
+
+
+def draw_boxes(run: analysis.Run, examples: list[Example], out: epath.Path) -> tuple[list[dict[str, Any]], str]:
+    """Draws images with their object's box; returns the lines of predictions.jsonl, and how many boxes are right."""
+    from cnn_research.analysis import boxes
+
+    images = [image for _, image, _ in examples]
+    predictions, spec = run.predict(images), image_spec(run.config.data)
+    lines, drawn, right, known = [], [], 0, 0
+    for row, (name, image, truth) in enumerate(_progress(examples)):
+        label, box = int(predictions["label"][row]), restore_boxes(predictions["box"][[row]], image.shape[:2], spec)[0]
+        name_of_class, probability = run.class_names[label], float(predictions["probabilities"][row].max())
+        line = {"label": name_of_class, "probability": round(probability, 6), "box": _rounded(box)}
+        text, true = f"{name_of_class} {probability:.0%}", list[boxes.Box]()
+        # Files have no boxes: their folder's name is no more than a class.
+        if not _IMAGES.value and len(truth.boxes):
+            largest = int((truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(axis=1).argmax())
+            true_box, true_class = truth.boxes[largest], run.class_names[truth.labels[largest]]
+            overlap = float(iou_of_pairs(*map(jnp.asarray, (box, true_box))))
+            line |= {"true": true_class, "true_box": _rounded(true_box), "iou": round(overlap, 6)}
+            text, true = f"{text}, IoU {overlap:.2f}", [(true_box, f"true: {true_class}")]
+            right, known = right + int(name_of_class == true_class and overlap >= OVERLAP), known + 1
+        picture = out / f"{row:05d}_{Path(name).stem}.png"
+        _save(boxes.box_grid([image], [[(box, text)]], [true]), picture)
+        drawn.append((image, [(box, text)], true))
+        lines.append({"image": name, "picture": picture.name, **line})
+    _save(boxes.box_grid(*zip(*drawn[:GRID], strict=True)), out / "grid.png")
+    return lines, f", {right} of {known} right" if known else ""
+
+
+def draw_detections(run: analysis.Run, examples: list[Example], out: epath.Path) -> tuple[list[dict[str, Any]], str]:
+    """Draws images with the boxes of what is found; returns the lines of predictions.jsonl, and how many are drawn."""
+    from cnn_research.analysis import boxes
+
+    images = [image for _, image, _ in examples]
+    predictions, spec = run.predict(images), image_spec(run.config.data)
+    lines, drawn = [], []
+    for row, (name, image, truth) in enumerate(_progress(examples)):
+        valid = predictions["valid"][row]
+        classes = [run.class_names[label] for label in predictions["classes"][row][valid]]
+        corners = restore_boxes(predictions["boxes"][row][valid], image.shape[:2], spec)
+        detections = list(zip(corners, classes, predictions["scores"][row][valid].tolist(), strict=True))
+        shown = [detection for detection in detections if detection[2] >= _SCORE.value]
+        true = list[boxes.Box]()
+        if not _IMAGES.value:
+            true = [(box, run.class_names[label]) for box, label in zip(truth.boxes, truth.labels, strict=True)]
+        picture = out / f"{row:05d}_{Path(name).stem}.png"
+        _save(boxes.detection_grid([image], [shown], [true], run.class_names), picture)
+        drawn.append((image, shown, true))
+        objects = [{"class": label, "score": round(score, 6), "box": _rounded(box)} for box, label, score in detections]
+        lines.append({"image": name, "picture": picture.name, "objects": objects})
+    seen, found, truths = zip(*drawn[:GRID], strict=True)
+    _save(boxes.detection_grid(seen, found, truths, run.class_names), out / "grid.png")
+    return lines, f", with {sum(len(shown) for _, shown, _ in drawn)} objects"
+
+
+def _rounded(box: np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in box]
 
 
 def draw_segmentations(run: analysis.Run, examples: list[Example], out: epath.Path) -> tuple[list[dict[str, Any]], str]:

@@ -94,8 +94,10 @@ class Run:
           batch_size: images at a time; one program is compiled, whatever their number.
 
         Returns:
-          For classification `logits` and `probabilities` [images, classes], `label` [images]; for segmentation
-          likewise for each pixel of the network's output.
+          For classification `logits` and `probabilities` [images, classes], `label` [images]; for localization also
+          `box` [images, 4] in 0..1 of what the network sees; for segmentation the first three for each pixel of the
+          network's output; for detection `boxes` [images, found, 4], likewise in 0..1, and their `classes`, `scores`
+          and `valid`, which there are.
         """
         parts = list(self._batches([*images], batch_size))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -160,8 +162,8 @@ class Run:
         """
         return self.task.summarize(self.measure(split))
 
-    def measure(self, split: str = "") -> dict[str, Any]:
-        """Returns what the task's metrics are made of, added over a whole split.
+    def measure(self, split: str = "") -> Any:
+        """Returns what the task's metrics are made of: sums over a whole split, or records of its examples.
 
         Args:
           split: with TFDS's slicing; the config's test split unless given.

@@ -4,6 +4,7 @@ It runs inside the jitted step, on floats in 0..1, before `normalize`. Each exam
 its position in the global batch, and each operation from a key of its own below that: what happens to an example
 depends neither on how the batch is cut over devices nor on which other operations are on. Where each pixel has a class,
 the mask moves with its image, each pixel to the nearest one's class, and 255 (ignore) is what comes from outside.
+Objects' boxes move with it, too: they are cut off at its borders, and one whose centre leaves it is no longer valid.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import enum
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from cnn_research.errors import UserError, nearest
 
 PAD_MODES = ("zeros", "reflect")
 MASKS = ("segmentation_mask", "border_distance")  # which move with the image
+BBOX, VALID = "objects/bbox", "objects/valid"
 OUTSIDE = 255.0  # their value beyond the border: ignored, and pixels far away
 
 
@@ -40,6 +42,9 @@ class Augmentation:
       aspect_ratio: the smallest and the largest width over height of that window, log-uniform.
       pad_crop: pixels of padding on each side; a random window is then cropped, likewise of `data.crop_size` or of the
         image's size (He et al. 2015, arXiv:1512.03385: 4 for CIFAR); 0 is off.
+      scale_jitter: the smallest and the largest factor by which an image grows or shrinks, log-uniform, in a frame that
+        keeps its size; what comes from beyond its borders is `fill` (Redmon et al. 2015, arXiv:1506.02640, section
+        2.2, has scaling and translations of up to 20%: 0.8,1.2); 1.0,1.0 is off.
       pad_mode: what is padded: `zeros`, which means `fill`, or `reflect`.
       flip: mirrors half of the images left to right (Krizhevsky et al. 2012).
       dihedral: mirrors and turns images by right angles, in all ways that keep their shape: eight of a square image,
@@ -65,6 +70,7 @@ class Augmentation:
     random_resized_crop: tuple[float, ...] = (1.0, 1.0)
     aspect_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     pad_crop: int = 0
+    scale_jitter: tuple[float, ...] = (1.0, 1.0)
     pad_mode: str = "zeros"
     flip: bool = False
     dihedral: bool = False
@@ -78,7 +84,7 @@ class Augmentation:
     cutmix: float = 0.0
 
     def __post_init__(self):
-        for field in ("random_resized_crop", "aspect_ratio", "fill"):
+        for field in ("random_resized_crop", "aspect_ratio", "scale_jitter", "fill"):
             # A list from JSON becomes a tuple again: the configuration is hashed where it is a static argument of jit.
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
         for field in (
@@ -101,7 +107,7 @@ class Augmentation:
             )
         if self.pad_mode not in PAD_MODES:
             raise UserError(f"augmentation.pad_mode={self.pad_mode!r} is unknown; {nearest(self.pad_mode, PAD_MODES)}")
-        for field, largest in (("random_resized_crop", 1), ("aspect_ratio", math.inf)):
+        for field, largest in (("random_resized_crop", 1), ("aspect_ratio", math.inf), ("scale_jitter", math.inf)):
             values = getattr(self, field)
             if len(values) != 2 or not 0 < values[0] <= values[1] <= largest or math.isinf(values[1]):
                 above = f" up to {largest}" if largest == 1 else ""
@@ -130,12 +136,26 @@ class Draw(enum.IntEnum):
     CROP = 11
     ELASTIC = 12
     DIHEDRAL = 13
+    SCALE_JITTER = 14
 
 
-MOVING = (Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP, Draw.FLIP, Draw.DIHEDRAL)
+MOVING = (
+    *(Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP),
+    *(Draw.SCALE_JITTER, Draw.FLIP, Draw.DIHEDRAL),
+)
+NOT_OF_BOXES = (Draw.ELASTIC, Draw.CROP, Draw.MIXUP, Draw.CUTMIX)  # which leave boxes where they are
 FIELDS_OF_DATA = {Draw.CROP: "data.crop_size"}
 
 Operation = Callable[[Key[Array, ""], crops.Pixels], crops.Window]
+BoxOperation = Callable[[Key[Array, ""], crops.Boxes, tuple[int, ...]], crops.Boxes]  # by the image's height and width
+
+
+class Moves(NamedTuple):
+    """What an operation does to an image, and to what moves with it; None where that stays as it is."""
+
+    image: Operation
+    mask: Operation | None = None
+    boxes: BoxOperation | None = None
 
 
 def augment(
@@ -159,8 +179,8 @@ def augment(
       crop_size: height and width of the images afterwards; () leaves them.
 
     Returns:
-      The batch with the images, and the masks that it has, changed. Where mixup or cutmix is on, also `label_other` and
-      `label_weight`, which is the part of `label` in the target; the rest is `label_other`'s.
+      The batch with the images, and the masks and boxes that it has, changed. Where mixup or cutmix is on, also
+      `label_other` and `label_weight`, which is the part of `label` in the target; the rest is `label_other`'s.
 
     Raises:
       UserError: the batch holds targets that an operation would have to move or mix too, or lacks labels to mix.
@@ -174,15 +194,18 @@ def augment(
     _check(config, operations, batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, positions)
 
-    def augment_example(key: Key[Array, ""], example: dict[str, crops.Pixels]) -> dict[str, crops.Window]:
-        for draw, (of_image, of_mask) in operations.items():
+    def augment_example(key: Key[Array, ""], example: dict[str, Array]) -> dict[str, Array]:
+        for draw, moves in operations.items():
             operation_key = jax.random.fold_in(key, draw)
-            for name, pixels in example.items():
-                operation = of_image if name == "image" else of_mask
-                example = example | ({name: operation(operation_key, pixels)} if operation else {})
+            if moves.boxes and BBOX in example:
+                boxes = moves.boxes(operation_key, example[BBOX], example["image"].shape[:2])
+                example |= {BBOX: jnp.clip(boxes, 0, 1), VALID: example[VALID] & _seen(boxes)}
+            for name, move in {"image": moves.image, **dict.fromkeys(MASKS, moves.mask)}.items():
+                if move and name in example:
+                    example[name] = move(operation_key, example[name])
         return example
 
-    example = {name: batch[name] for name in ("image", *MASKS) if name in batch}
+    example = {name: batch[name] for name in ("image", *MASKS, BBOX, VALID) if name in batch}
     batch = dict(batch) | jax.vmap(augment_example)(keys, example)
     if not mixes:
         return batch
@@ -206,7 +229,7 @@ def crop_center(
     """
     if not crop_size:
         return dict(batch)
-    _check_targets([FIELDS_OF_DATA[Draw.CROP]], batch)
+    _check_targets([Draw.CROP], batch)
     names = [name for name in ("image", *MASKS) if name in batch]
     return dict(batch) | {name: crops.center_crop(batch[name], crop_size) for name in names}
 
@@ -234,32 +257,58 @@ def normalize(
     return (images - jnp.array(mean, images.dtype)) / jnp.array(std, images.dtype)
 
 
-def _operations(config: Augmentation, crop_size: tuple[int, ...]) -> dict[Draw, tuple[Operation, Operation | None]]:
-    """Returns those operations on single images that are on, in order, each with what it does to a mask, or None."""
+def _seen(boxes: crops.Boxes) -> Bool[Array, " objects"]:
+    """Returns of which boxes the centre is in the image, and which have an area there."""
+    (top, left), (bottom, right) = boxes.T.reshape(2, 2, -1)
+    y, x = (top + bottom) / 2, (left + right) / 2
+    return (bottom > top) & (right > left) & (y > 0) & (y < 1) & (x > 0) & (x < 1)
+
+
+def _operations(config: Augmentation, crop_size: tuple[int, ...]) -> dict[Draw, Moves]:
+    """Returns those operations on single images that are on, in order."""
     resizes = config.random_resized_crop != (1.0, 1.0)
+    jitters = config.scale_jitter != (1.0, 1.0)
     bend = partial(elastic, deviation=config.elastic)
-    resize = partial(
-        crops.random_resized_crop, area=config.random_resized_crop, aspect_ratio=config.aspect_ratio, size=crop_size
-    )
+    window: dict[str, Any] = dict(area=config.random_resized_crop, aspect_ratio=config.aspect_ratio)
+    resize = partial(crops.random_resized_crop, **window, size=crop_size)
     pad = partial(crops.pad_crop, padding=config.pad_crop, mode=config.pad_mode, size=crop_size)
     crop = partial(crops.random_crop, size=crop_size)
-    moving: tuple[tuple[Draw, Any, Operation, Operation], ...] = (
-        (Draw.ELASTIC, config.elastic, bend, partial(bend, nearest=True, outside=OUTSIDE)),
-        (Draw.RANDOM_RESIZED_CROP, resizes, resize, partial(resize, nearest=True)),
-        (Draw.PAD_CROP, config.pad_crop, partial(pad, fill=config.fill), partial(pad, fill=(OUTSIDE,))),
-        (Draw.CROP, crop_size and not resizes and not config.pad_crop, crop, crop),
-        (Draw.FLIP, config.flip, crops.flip, crops.flip),
-        (Draw.DIHEDRAL, config.dihedral, crops.dihedral, crops.dihedral),
+    scale = partial(crops.scale_jitter, scale=config.scale_jitter)
+    table: tuple[tuple[Draw, Any, Moves], ...] = (
+        (Draw.ELASTIC, config.elastic, Moves(bend, partial(bend, nearest=True, outside=OUTSIDE))),
+        (
+            Draw.RANDOM_RESIZED_CROP,
+            resizes,
+            Moves(resize, partial(resize, nearest=True), partial(crops.resized_crop_boxes, **window)),
+        ),
+        (
+            Draw.PAD_CROP,
+            config.pad_crop,
+            Moves(
+                partial(pad, fill=config.fill),
+                partial(pad, fill=(OUTSIDE,)),
+                partial(crops.pad_crop_boxes, padding=config.pad_crop),
+            ),
+        ),
+        (Draw.CROP, crop_size and not resizes and not config.pad_crop, Moves(crop, crop)),
+        (
+            Draw.SCALE_JITTER,
+            jitters,
+            Moves(
+                partial(scale, fill=config.fill),
+                partial(scale, fill=(OUTSIDE,), nearest=True),
+                partial(crops.scale_jitter_boxes, scale=config.scale_jitter),
+            ),
+        ),
+        (Draw.FLIP, config.flip, Moves(crops.flip, crops.flip, crops.flip_boxes)),
+        (Draw.DIHEDRAL, config.dihedral, Moves(crops.dihedral, crops.dihedral, crops.dihedral_boxes)),
+        (Draw.BRIGHTNESS, config.brightness, Moves(partial(_jitter, color.adjust_brightness, config.brightness))),
+        (Draw.CONTRAST, config.contrast, Moves(partial(_jitter, color.adjust_contrast, config.contrast))),
+        (Draw.SATURATION, config.saturation, Moves(partial(_jitter, color.adjust_saturation, config.saturation))),
+        (Draw.HUE, config.hue, Moves(partial(_turn_hue, config.hue))),
+        (Draw.CUTOUT, config.cutout, Moves(partial(crops.cutout, side=config.cutout, fill=config.fill))),
     )
-    painting: tuple[tuple[Draw, Any, Operation], ...] = (
-        (Draw.BRIGHTNESS, config.brightness, partial(_jitter, color.adjust_brightness, config.brightness)),
-        (Draw.CONTRAST, config.contrast, partial(_jitter, color.adjust_contrast, config.contrast)),
-        (Draw.SATURATION, config.saturation, partial(_jitter, color.adjust_saturation, config.saturation)),
-        (Draw.HUE, config.hue, partial(_turn_hue, config.hue)),
-        (Draw.CUTOUT, config.cutout, partial(crops.cutout, side=config.cutout, fill=config.fill)),
-    )
-    table = (*moving, *((*row, None) for row in painting))
-    return {draw: (of_image, of_mask) for draw, on, of_image, of_mask in table if on}
+    return {draw: moves for draw, on, moves in table if on}
 
 
 def _jitter(adjust: Callable[[Image, Scalar], Image], strength: float, key: Key[Array, ""], image: Image) -> Image:
@@ -299,15 +348,16 @@ def _check(config: Augmentation, operations: Iterable[Draw], batch: Mapping[str,
         )
     moving = [draw for draw in MOVING if draw in operations]
     mixed = [draw for draw, alpha in ((Draw.MIXUP, config.mixup), (Draw.CUTMIX, config.cutmix)) if alpha]
-    names = [FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}") for draw in moving + mixed]
-    _check_targets(names, batch)
+    _check_targets(moving + mixed, batch)
     if mixed and ("label" not in batch or "segmentation_mask" in batch):
         has = "masks" if "segmentation_mask" in batch else "none"
         raise UserError(f"augmentation.{mixed[0].name.lower()} mixes labels, and this data has {has}; turn it off")
 
 
-def _check_targets(fields: Sequence[str], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
-    """Raises `UserError` where what `fields` turn on would have to move a target that nothing moves."""
-    spatial = sorted(key for key in batch if key == "instance_mask" or key.startswith("objects/"))
-    if spatial and fields:
-        raise UserError(f"{fields[0]} changes the image but not yet its {spatial[0]}; turn it off")
+def _check_targets(draws: Sequence[Draw], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
+    """Raises `UserError` where an operation would have to move a target, or mix it, and does not."""
+    for draw in draws:
+        for key in sorted(batch):
+            if key == "instance_mask" or (key.startswith("objects/") and draw in NOT_OF_BOXES):
+                field = FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}")
+                raise UserError(f"{field} changes the image but not yet its {key}; turn it off")

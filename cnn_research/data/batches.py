@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sized
 import cv2
 import grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jaxtyping import Bool, Float64, Int
 
 from cnn_research.data.borders import border_distance
 from cnn_research.data.images import ImageSpec, write, write_mask
+from cnn_research.data.objects import empty_objects, read_objects, write_objects
 from cnn_research.data.order import Order
 from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
@@ -45,17 +46,25 @@ def load(
     batch = empty(len(indices), spec) | {"example_mask": mask}
     images, sizes = batch["image"], batch["original_size"]
     numbers = [()] * len(indices) if draws is None else draws.tolist()
-    for row, example in enumerate(source.read(indices.tolist(), spec.masks.feature if spec.masks else "")):
+    dropped = 0
+    mask_feature = spec.masks.feature if spec.masks else ""
+    for row, example in enumerate(source.read(indices.tolist(), mask_feature, spec.max_objects > 0)):
         try:
             size = sizes[row] = write(example["image"], spec, images[row], numbers[row])
             if spec.masks:
                 write_mask(example[spec.masks.feature], size, spec, batch["segmentation_mask"][row], numbers[row])
                 if spec.masks.borders:
                     batch["border_distance"][row] = border_distance(batch["segmentation_mask"][row])
-            else:
+            if spec.max_objects:
+                objects = read_objects(example["objects"])
+                write_objects(objects, size, spec, batch, row, numbers[row])
+                dropped += objects.dropped
+            if "label" in batch:
                 batch["label"][row] = example["label"]
         except UserError as error:
             raise UserError(f"example {indices[row]} of {source.name}, split {source.split}: {error}") from error
+    if dropped:
+        logging.warning("split %s of %s: %d boxes without area dropped", source.split, source.name, dropped)
     if "label" in batch and batch["label"].min() < 0:
         raise UserError(f"split {source.split!r} of data set {source.name!r} has examples without a label")
     return batch
@@ -73,11 +82,15 @@ def empty(count: int, spec: ImageSpec) -> Batch:
         "example_mask": np.empty(count, bool),
         "original_size": np.empty((count, 2), np.int32),
     }
-    if not spec.masks:
-        return batch | {"label": np.empty(count, np.int32)}
-    shape = (count, *spec.size, 1)
-    borders = {"border_distance": np.empty(shape, np.float16)} if spec.masks.borders else {}
-    return batch | {"segmentation_mask": np.empty(shape, np.uint8), **borders}
+    if spec.masks:
+        batch["segmentation_mask"] = np.empty((count, *spec.size, 1), np.uint8)
+        if spec.masks.borders:
+            batch["border_distance"] = np.empty((count, *spec.size, 1), np.float16)
+    if spec.max_objects:
+        batch |= empty_objects(count, spec.max_objects)
+    if not spec.masks and not spec.max_objects:
+        batch["label"] = np.empty(count, np.int32)
+    return batch
 
 
 def load_step(source: Source, order: Order, spec: ImageSpec, block: slice, step: int) -> Batch:

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from cnn_research.data.color import Image
 from cnn_research.data.windows import TRIES
 
 Pixels = Shaped[Array, "height width channels"]  # an image, or a mask
 Window = Shaped[Array, "new_height new_width channels"]
+Boxes = Float[Array, "objects 4"]
 
 
 def center_crop(
@@ -22,9 +23,13 @@ def center_crop(
 
 def random_crop(key: Key[Array, ""], image: Pixels, size: tuple[int, ...]) -> Window:
     """Crops a random window, all offsets alike."""
-    row, column = random_integers(key, jnp.array(image.shape[:2]) - jnp.array(size) + 1)
+    row, column = _corner(key, image.shape[:2], size)
     # On a CPU 13 times as fast as products with one-hot matrices or shifts by powers of two, for 128 images of 32x32.
     return jax.lax.dynamic_slice(image, (row, column, 0), (*size, image.shape[-1]))
+
+
+def _corner(key: Key[Array, ""], whole: tuple[int, ...], part: tuple[int, ...]) -> Int[Array, "2"]:
+    return random_integers(key, jnp.array(whole) - jnp.array(part) + 1)
 
 
 def random_resized_crop(
@@ -49,7 +54,22 @@ def random_resized_crop(
       size: height and width of what it gives; the image's own unless given.
       nearest: see `resize_window`.
     """
-    height, width, _ = image.shape
+    corner, window = _resized_window(key, image.shape[:2], area, aspect_ratio)
+    return resize_window(image, corner, window, size or image.shape[:2], nearest)
+
+
+def resized_crop_boxes(
+    key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...], area: tuple[float, ...], aspect_ratio: tuple[float, ...]
+) -> Boxes:
+    """Moves boxes as `random_resized_crop` moves their image with this key; see `into_window`."""
+    return into_window(boxes, size, *_resized_window(key, size, area, aspect_ratio))
+
+
+def _resized_window(
+    key: Key[Array, ""], size: tuple[int, ...], area: tuple[float, ...], aspect_ratio: tuple[float, ...]
+) -> tuple[Int[Array, "2"], Int[Array, "2"]]:
+    """Returns the corner and the size of a random window."""
+    height, width = size
     size_key, corner_key = jax.random.split(key)
     low, high = np.array([area, np.log(aspect_ratio)]).T
     areas, aspects = jax.random.uniform(size_key, (TRIES, 2), minval=low, maxval=high).T
@@ -60,9 +80,7 @@ def random_resized_crop(
     limits = jnp.array([height, width])
     fits = ((sizes >= 1) & (sizes <= limits)).all(axis=-1)
     window = jnp.where(fits.any(), sizes[jnp.argmax(fits)], largest)
-    return resize_window(
-        image, random_integers(corner_key, limits - window + 1), window, size or (height, width), nearest
-    )
+    return random_integers(corner_key, limits - window + 1), window
 
 
 def resize_window(
@@ -111,6 +129,76 @@ def pad_crop(
     return random_crop(key, padded, size or image.shape[:2])
 
 
+def pad_crop_boxes(key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...], padding: int) -> Boxes:
+    """Moves boxes as `pad_crop` moves their image with this key, whose size stays; see `into_window`."""
+    whole = size[0] + 2 * padding, size[1] + 2 * padding
+    return into_window(boxes, size, _corner(key, whole, size) - padding, jnp.array(size))
+
+
+def scale_jitter(
+    key: Key[Array, ""],
+    image: Pixels,
+    scale: tuple[float, ...],
+    fill: tuple[float, ...] = (0.0,),
+    nearest: bool = False,
+) -> Pixels:
+    """Makes an image larger or smaller, bilinearly, and shows it through a frame of its own size at a random place.
+
+    A larger one is cut off at the frame, a smaller one lies within it. Shrunk to less than half it aliases.
+
+    Args:
+      key: to draw from.
+      image: any.
+      scale: the smallest and the largest factor of its sides, log-uniform.
+      fill: what is beyond its borders.
+      nearest: whether each pixel is the nearest one, as classes need it, instead.
+    """
+    size = image.shape[:2]
+    corner, window = _scaled_window(key, size, scale)
+    inside = jnp.ones((1, 1, 1), bool)
+    for axis, length in enumerate(size):
+        centre = corner[axis] + (jnp.arange(length) + 0.5) * window[axis] / length
+        inside &= jnp.expand_dims((centre >= 0) & (centre <= length), (1 - axis, 2))
+        if nearest:
+            image = jnp.take(image, jnp.floor(centre).astype(int), axis=axis, mode="clip")
+            continue
+        first = jnp.floor(centre - 0.5)
+        fraction = jnp.expand_dims((centre - 0.5 - first).astype(image.dtype), (1 - axis, 2))
+        below, above = (jnp.take(image, first.astype(int) + step, axis=axis, mode="clip") for step in (0, 1))
+        image = below * (1 - fraction) + above * fraction
+    return jnp.where(inside, image, jnp.array(fill, image.dtype))
+
+
+def scale_jitter_boxes(key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...], scale: tuple[float, ...]) -> Boxes:
+    """Moves boxes as `scale_jitter` moves their image with this key; see `into_window`."""
+    return into_window(boxes, size, *_scaled_window(key, size, scale))
+
+
+def _scaled_window(
+    key: Key[Array, ""], size: tuple[int, ...], scale: tuple[float, ...]
+) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
+    """Returns the corner and the size of what the frame shows, in pixels of the image."""
+    scale_key, corner_key = jax.random.split(key)
+    low, high = np.log(scale)
+    window = jnp.array(size) / jnp.exp(jax.random.uniform(scale_key, minval=low, maxval=high))
+    return jax.random.uniform(corner_key, (2,)) * (jnp.array(size) - window), window
+
+
+def into_window(boxes: Boxes, size: tuple[int, ...], corner: Shaped[Array, "2"], window: Shaped[Array, "2"]) -> Boxes:
+    """Returns boxes as a window sees them, also what of them it does not show.
+
+    Args:
+      boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
+      size: height and width of the image, in pixels.
+      corner: row and column where the window begins, in pixels.
+      window: its height and width, in pixels.
+
+    Returns:
+      In 0..1 of the window; below and above where they leave it.
+    """
+    return ((boxes.reshape(-1, 2, 2) * jnp.array(size) - corner) / window).reshape(-1, 4)
+
+
 def flip(key: Key[Array, ""], image: Pixels) -> Pixels:
     """Mirrors an image left to right with probability 1/2."""
     # XLA for CPUs works out again and again what the alternatives of a choice between two images are made of: after a
@@ -127,6 +215,18 @@ def flip(key: Key[Array, ""], image: Pixels) -> Pixels:
 def _flip_by_gather(image: Pixels, flips: Bool[Array, ""]) -> Pixels:
     columns = jnp.arange(image.shape[1])
     return jnp.take(image, jnp.where(flips, columns[::-1], columns), axis=1, mode="clip")
+
+
+def flip_boxes(key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...]) -> Boxes:
+    """Mirrors the boxes of the image that `flip` mirrors with this key.
+
+    Args:
+      key: that of the image.
+      boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
+      size: height and width of the image, which are all the same here.
+    """
+    del size
+    return jnp.where(jax.random.bernoulli(key), _mirrored(boxes, axis=1), boxes)
 
 
 def dihedral(key: Key[Array, ""], image: Pixels) -> Pixels:
@@ -151,6 +251,24 @@ def _turned_by_gather(image: Pixels, turn: Bool[Array, "3"]) -> Pixels:
     if height == width:
         rows, columns = (jnp.where(transposed, places.T, places) for places in (rows, columns))
     return image.at[rows, columns].get(mode="clip")
+
+
+def dihedral_boxes(key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...]) -> Boxes:
+    """Mirrors and turns the boxes of an image as `dihedral` does the image with this key.
+
+    Args:
+      key: that of the image.
+      boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
+      size: height and width of the image.
+    """
+    upside_down, mirrored, transposed = jax.random.bernoulli(key, shape=(3,))
+    boxes = jnp.where(upside_down, _mirrored(boxes, axis=0), boxes)
+    boxes = jnp.where(mirrored, _mirrored(boxes, axis=1), boxes)
+    return jnp.where(transposed & (size[0] == size[1]), boxes[:, np.array([1, 0, 3, 2])], boxes)
+
+
+def _mirrored(boxes: Boxes, axis: int) -> Boxes:
+    return boxes.at[:, axis].set(1 - boxes[:, axis + 2]).at[:, axis + 2].set(1 - boxes[:, axis])
 
 
 def cutout(key: Key[Array, ""], image: Image, side: int, fill: tuple[float, ...] = (0.0,)) -> Image:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, Float64, Shaped, UInt8
 
 from cnn_research.data.windows import RandomWindows, Window
 from cnn_research.errors import UserError, nearest
@@ -60,7 +60,9 @@ class ImageSpec:
       resize: `stretch` each side by itself; `pad`: centred on black, made smaller only if it does not fit; `crop`: the
         largest window of this shape in the middle.
       windows: in training, random windows instead.
-      masks: where each pixel has a class; without them each image has a label.
+      masks: where each pixel has a class.
+      max_objects: where objects have boxes and classes, how many of an image a batch has room for. Without both each
+        image has a label.
     """
 
     size: tuple[int, ...]
@@ -68,6 +70,7 @@ class ImageSpec:
     resize: str = "stretch"
     windows: RandomWindows | None = None
     masks: MaskSpec | None = None
+    max_objects: int = 0
 
     def __post_init__(self):
         if self.resize not in RESIZE:
@@ -252,6 +255,57 @@ def _classes(spec: MaskSpec) -> UInt8[np.ndarray, "256"]:
     classes = np.full(256, UNKNOWN, np.uint8)
     classes[: spec.num_classes], classes[IGNORE] = np.arange(spec.num_classes), IGNORE
     return classes
+
+
+def place_boxes(
+    boxes: Float32[np.ndarray, "objects 4"], size: tuple[int, int], spec: ImageSpec, draws: Sequence[float] = ()
+) -> Float32[np.ndarray, "objects 4"]:
+    """Moves boxes as `write` does their image, and cuts them off where what is seen of it ends.
+
+    One whose centre is not seen is lost, as in `augmentation`.
+
+    Args:
+      boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
+      size: height and width of the image.
+      spec: what it is brought to.
+      draws: of the example, for `spec.windows`.
+
+    Returns:
+      In 0..1 of the result; a box that is lost has no area.
+    """
+    seen, place = spec.place(size, draws)
+    shares = _shares(boxes, size, seen)
+    centres = shares.mean(axis=1)
+    shares[((centres < 0) | (centres > 1)).any(axis=1)] = 0
+    return _placed(shares, place, spec.size)
+
+
+def restore_boxes(
+    boxes: Float32[np.ndarray, "objects 4"], size: tuple[int, int], spec: ImageSpec
+) -> Float32[np.ndarray, "objects 4"]:
+    """Undoes `place_boxes`, where nothing is drawn.
+
+    Args:
+      boxes: in 0..1 of what the image was brought to.
+      size: height and width of the image.
+      spec: what it was brought to.
+    """
+    seen, place = spec.place(size)
+    return _placed(_shares(boxes, spec.size, place), seen, size)
+
+
+def _shares(
+    boxes: Float32[np.ndarray, "objects 4"], size: Sequence[int], window: Window
+) -> Float64[np.ndarray, "objects 2 2"]:
+    """Returns the corners of boxes, which are in 0..1 of an image, in 0..1 of a window of it."""
+    return (boxes.reshape(-1, 2, 2) * np.array(size, np.float64) - window[:2]) / window[2:]
+
+
+def _placed(
+    shares: Float64[np.ndarray, "objects 2 2"], window: Window, size: Sequence[int]
+) -> Float32[np.ndarray, "objects 4"]:
+    """Undoes `_shares`, and cuts off what is not in the window."""
+    return ((window[:2] + np.clip(shares, 0, 1) * window[2:]) / size).reshape(-1, 4).astype(np.float32)
 
 
 def restore(

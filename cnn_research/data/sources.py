@@ -16,6 +16,11 @@ from cnn_research.data import embedded
 from cnn_research.errors import UserError, nearest
 
 SMALL_FILE = 2**14  # bytes
+# What may be known of objects, and how it is stored.
+OBJECTS = {
+    **{"bbox": "float_list", "label": "int64_list"},
+    **{"is_difficult": "int64_list", "is_crowd": "int64_list", "area": "int64_list"},
+}
 
 
 @runtime_checkable
@@ -57,8 +62,8 @@ class Source:
         """Returns the number of examples."""
         return len(self.examples)
 
-    def read(self, indices: Sequence[int], mask: str = "") -> Iterator[dict[str, Any]]:
-        """Yields the image files (`image`), labels (`label`) and masks of examples; more only of other formats.
+    def read(self, indices: Sequence[int], mask: str = "", objects: bool = False) -> Iterator[dict[str, Any]]:
+        """Yields the image files (`image`), labels, masks and objects of examples; more only of other formats.
 
         A list of MNIST's records takes a quarter of the time that they take one by one. A list of photographs takes
         three times as much: ArrayRecord starts threads for it, and what it reads has left the cache when it is decoded.
@@ -66,11 +71,12 @@ class Source:
         Args:
           indices: of the examples, one or more; the size of the first one's file decides.
           mask: the feature of the masks; none unless given.
+          objects: whether to read `objects`, see `data.objects`.
         """
         records: Any = self.examples
         parse: Callable[[Any], dict[str, Any]] = self._renamed
         if isinstance(records, array_record.ArrayRecordDataSource):
-            records, parse = records.data_source, functools.partial(_parse, self.image, mask)
+            records, parse = records.data_source, functools.partial(_parse, self.image, mask, objects)
         first = parse(records[indices[0]])
         if len(first["image"]) < SMALL_FILE:
             yield from map(parse, records.__getitems__(list(indices)))
@@ -84,8 +90,17 @@ class Source:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes of `label`; empty where the examples have none."""
-        label = self.features["label"] if "label" in self.features else None  # noqa: SIM401 - it has no `get`
-        return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+        return _names(self.features)
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        """Names of the classes of the `label` of `objects`; empty where the examples have none."""
+        return _names(self.features["objects"].feature) if "objects" in self.features else ()
+
+
+def _names(features: Any) -> tuple[str, ...]:
+    label = features["label"] if "label" in features else None  # noqa: SIM401 - it has no `get`
+    return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
 
 def folders(data_dir: str = "") -> Iterator[epath.Path]:
@@ -175,12 +190,18 @@ def open_source(name: str, split: str, data_dir: str = "", image: str = "image")
     return Source(name, split, examples, builder.info.features, image)
 
 
-def _parse(image: str, mask: str, record: bytes) -> dict[str, Any]:
+def _parse(image: str, mask: str, objects: bool, record: bytes) -> dict[str, Any]:
     """Reads what is needed; TFDS takes 12 µs more for MNIST's, and 20 to 100 for a photograph's and all that it has."""
     features = tf_example_pb2.Example.FromString(record).features.feature
     example: dict[str, Any] = {"image": features[image].bytes_list.value[0]}
     if mask:
         example[mask] = features[mask].bytes_list.value[0]
+    if objects:
+        example["objects"] = {
+            name: getattr(features[f"objects/{name}"], kind).value
+            for name, kind in OBJECTS.items()
+            if f"objects/{name}" in features
+        }
     return example | {"label": features["label"].int64_list.value[0]} if "label" in features else example
 
 

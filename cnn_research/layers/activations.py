@@ -34,6 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "identity": identity,
     "leaky_relu": jax.nn.leaky_relu,  # slope 0.01
+    "leaky_relu_0.1": partial(jax.nn.leaky_relu, negative_slope=0.1),  # Darknet's
     "relu": jax.nn.relu,
     "scaled_tanh": scaled_tanh,
     "selu": jax.nn.selu,

@@ -8,6 +8,8 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array
 
+from cnn_research.errors import UserError
+
 # What `intermediates`, where it runs, has found: outputs by the layers' paths.
 _found: ContextVar[dict[str, Array] | None] = ContextVar("_found", default=None)
 
@@ -61,7 +63,8 @@ def intermediates(module: nn.Module, layers: Sequence[str], *args: Any, **kwargs
 
     Args:
       module: the network, within a method of another module.
-      layers: their names, `pool3` or `stage1/block2`; of one that is called more than once the first output counts.
+      layers: their names, `pool3` or `stage1/block2`; of one that is called more than once the first output counts. The
+        whole network's is ``.
       *args: of the network.
       **kwargs: of the network.
 
@@ -69,10 +72,10 @@ def intermediates(module: nn.Module, layers: Sequence[str], *args: Any, **kwargs
       Their outputs, in this order.
 
     Raises:
-      ValueError: the network has no such layers.
+      UserError: the network has no such layers.
     """
     found: dict[str, Array] = {}
-    wanted = ["/".join((*module.path, layer)) for layer in layers]
+    wanted = ["/".join((*module.path, *filter(None, [layer]))) for layer in layers]
 
     def intercept(method: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         # Not sooner: what the interceptors around this one make of the last output comes after it.
@@ -93,5 +96,5 @@ def intermediates(module: nn.Module, layers: Sequence[str], *args: Any, **kwargs
     finally:
         _found.reset(token)
     if missing := [layer for layer, path in zip(layers, wanted, strict=True) if path not in found]:
-        raise ValueError(f"{type(module).__name__} has no layers {missing}")
+        raise UserError(f"{type(module).__name__} has no layers {missing}")
     return [found[path] for path in wanted]

@@ -32,6 +32,20 @@ def unpad(
     ]
 
 
+def join(found: Record, truth: Record) -> Record:
+    """Returns a record of what is found in an example and what is true of it."""
+    return {f"{kind}/{name}": x for kind, part in (("found", found), ("true", truth)) for name, x in part.items()}
+
+
+def split(joined: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Undoes `join`: returns what is found in each example, and what is true of each."""
+    found, truth = (
+        [{name.removeprefix(kind): x for name, x in record.items() if name.startswith(kind)} for record in joined]
+        for kind in ("found/", "true/")
+    )
+    return found, truth
+
+
 def gather(records: Sequence[Record], indices: Int[np.ndarray, " records"]) -> list[Record]:
     """Returns the records of all processes in the order of their examples, the same list to each process.
 

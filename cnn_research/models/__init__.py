@@ -14,7 +14,10 @@ from cnn_research.errors import UserError, nearest
 from cnn_research.models.classifiers import CLASSIFIERS
 from cnn_research.models.deconvnet import DeconvNet
 from cnn_research.models.fcn import FCN, VARIANTS
+from cnn_research.models.localizer import Localizer
 from cnn_research.models.unet import UNet
+from cnn_research.models.yolo import VARIANTS as YOLOS
+from cnn_research.models.yolo import YOLO
 
 # What segments: a class for each pixel, logits [batch, height, width, classes].
 SEGMENTERS: dict[str, partial[Any]] = {
@@ -23,7 +26,13 @@ SEGMENTERS: dict[str, partial[Any]] = {
     "unet": partial(UNet),
 }
 
-MODELS: dict[str, partial[Any]] = CLASSIFIERS | SEGMENTERS
+# What says where the main object is: a `localizer.Localization`.
+LOCALIZERS: dict[str, partial[Any]] = {"localizer": partial(Localizer)}
+
+# What finds objects: a `yolo.Grid`.
+DETECTORS: dict[str, partial[Any]] = {name: partial(YOLO, **fields) for name, fields in YOLOS.items()}
+
+MODELS: dict[str, partial[Any]] = CLASSIFIERS | DETECTORS | LOCALIZERS | SEGMENTERS
 
 # Height, width and channels of the papers' images, where they are not 224x224x3.
 INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
@@ -31,20 +40,34 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     **dict.fromkeys(("lenet5", "lenet5_modern"), (32, 32, 1)),
     "mlp": (28, 28, 1),
     "unet": (572, 572, 1),
+    **dict.fromkeys(YOLOS, (448, 448, 3)),
     **dict.fromkeys(VARIANTS, (500, 500, 3)),  # the largest of PASCAL VOC
     **{name: (32, 32, 3) for name in MODELS if name.endswith("_cifar")},
 }
 
-TASKS = ("classification", "segmentation")
+# Networks by their task, but for those that classify.
+OTHERS = {"detection": DETECTORS, "localization": LOCALIZERS, "segmentation": SEGMENTERS}
+TASKS = ("classification", *OTHERS)
 
-__all__ = ["CLASSIFIERS", "MODELS", "SEGMENTERS", "config", "create", "input_shape", "names", "task"]
+__all__ = [
+    "CLASSIFIERS",
+    "DETECTORS",
+    "LOCALIZERS",
+    "MODELS",
+    "SEGMENTERS",
+    "config",
+    "create",
+    "input_shape",
+    "names",
+    "task",
+]
 
 
 def names(task: str = "") -> list[str]:
     """Returns the names of the networks of a task, sorted.
 
     Args:
-      task: classification or segmentation; nothing: of every network.
+      task: classification, detection, localization or segmentation; nothing: of every network.
 
     Raises:
       UserError: no network is for this task.
@@ -55,13 +78,14 @@ def names(task: str = "") -> list[str]:
 
 
 def task(name: str) -> str:
-    """Returns the task that a network is for: what its logits are.
+    """Returns the task that a network is for: what it gives.
 
     Args:
       name: one of `names()`.
 
     Returns:
-      `classification`, logits [batch, classes], or `segmentation`, logits [batch, height, width, classes].
+      `classification`, logits [batch, classes]; `detection`, boxes with classes; `localization`, logits and a box; or
+      `segmentation`, logits [batch, height, width, classes].
 
     Raises:
       UserError: the name is not known.
@@ -71,7 +95,7 @@ def task(name: str) -> str:
 
 
 def _task(name: str) -> str:
-    return "segmentation" if name in SEGMENTERS else "classification"
+    return next((task for task, table in OTHERS.items() if name in table), "classification")
 
 
 def _check_known(name: str) -> None:

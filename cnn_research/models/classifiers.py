@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+from flax import linen as nn
+
 from cnn_research.models import alexnet, inception, nin, resnet, vgg
 from cnn_research.models.lenet import LeNet
 from cnn_research.models.mlp import MLP
@@ -19,3 +21,26 @@ CLASSIFIERS: dict[str, partial[Any]] = {
     **{name: partial(inception.GoogLeNet, **fields) for name, fields in inception.VARIANTS.items()},
     **{name: partial(resnet.ResNet, **fields) for name, fields in resnet.VARIANTS.items()},
 }
+
+# Fields that a network hands on to its body, where that has them.
+SHARED = (
+    *("width", "norm", "activation", "pool", "padding_mode", "kernel_init"),
+    *("bn_momentum", "bn_epsilon", "bn_group", "dtype", "param_dtype"),
+)
+
+
+def as_body(network: nn.Module, **fields: Any) -> nn.Module:
+    """Returns the classifier `network.body`, with those of the network's `SHARED` fields that it has.
+
+    Args:
+      network: with these fields.
+      **fields: others of the body's; those that it does not have are left out.
+    """
+    make = CLASSIFIERS[network.body]  # type: ignore[attr-defined]
+    own = vars(make(parent=None))
+    values = {field: getattr(network, field) for field in SHARED} | fields
+    if values["norm"] == "none":
+        del values["bn_epsilon"]
+    if own.get("pool") == "none":
+        del values["pool"]
+    return make(**{field: value for field, value in values.items() if field in own})

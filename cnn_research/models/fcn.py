@@ -28,7 +28,7 @@ from cnn_research.layers import (
 from cnn_research.layers.initializers import bilinear
 from cnn_research.layers.taps import intermediates
 from cnn_research.models import resnet, vgg
-from cnn_research.models.classifiers import CLASSIFIERS
+from cnn_research.models.classifiers import as_body
 
 
 class Body(NamedTuple):
@@ -62,12 +62,6 @@ BODIES = {
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {"fcn32s": dict(skips=0), "fcn16s": dict(skips=1), "fcn8s": dict(skips=2)}
-
-# Fields that the body has too.
-SHARED = (
-    *("width", "norm", "activation", "pool", "padding_mode", "kernel_init"),
-    *("bn_momentum", "bn_epsilon", "bn_group", "dtype", "param_dtype"),
-)
 
 
 class FCN(nn.Module):
@@ -196,15 +190,7 @@ class FCN(nn.Module):
     @nn.nowrap
     def classifier(self) -> nn.Module:
         """Returns the body, without hidden layers."""
-        make = CLASSIFIERS[self.body]
-        own = vars(make(parent=None))
-        unused = {"bn_epsilon"} if self.norm == "none" else set()
-        if own["pool"] == "none":
-            unused.add("pool")
-        fields = {field: getattr(self, field) for field in SHARED if field in own.keys() - unused}
-        if "hidden" in own:
-            fields["hidden"] = ()
-        return make(**fields)
+        return as_body(self, hidden=())
 
     def _finer(self, x: Array, factor: int, learned: bool, name: str) -> Array:
         if factor == 1:

@@ -7,12 +7,19 @@ from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError, nearest
 from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.detection import Detection
+from cnn_research.tasks.localization import Localization
 from cnn_research.tasks.segmentation import Segmentation
-from cnn_research.tasks.task import Task
+from cnn_research.tasks.task import RecordTask, Task
 
-__all__ = ["Task", "config", "create", "names"]
+__all__ = ["RecordTask", "Task", "config", "create", "names"]
 
-TASKS: dict[str, Any] = {"classification": Classification, "segmentation": Segmentation}
+TASKS: dict[str, Any] = {
+    "classification": Classification,
+    "detection": Detection,
+    "localization": Localization,
+    "segmentation": Segmentation,
+}
 
 
 def names() -> list[str]:

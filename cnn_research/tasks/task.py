@@ -1,4 +1,15 @@
-"""The contract between a task and the loop: what every kind of problem says about losses, predictions and metrics."""
+"""The contract between a task and the loop: what every kind of problem says about losses, predictions and metrics.
+
+A metric is made of sums over batches (`Task`) or, where it is none, as average precision, of a record of each example
+(`RecordTask`). Evaluation of the second kind goes
+
+    step, on the devices:  predict, measure -> {"boxes": [batch, n, 4], "valid": [batch, n], any other: [batch, n, …]}
+    host, example by example:               without padding, boxes in pixels of the original image
+    task.record(found, truth) -> record     of what is found in an example and what is true of it
+    all processes exchange their records, task.summarize(records) -> named numbers
+
+where `truth` is what `data.objects.Objects.truth` gives, of all objects that the image has.
+"""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -6,6 +17,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
+
+from cnn_research.metrics.records import Record
 
 Batch = Mapping[str, Array | np.ndarray]
 Predictions = Mapping[str, Array | np.ndarray]
@@ -51,6 +64,25 @@ class Task(Protocol):
         """Reduces predictions to a pytree of arrays that are added over batches and devices."""
         ...
 
-    def summarize(self, sums: Mapping[str, Any]) -> dict[str, float]:
+    def summarize(self, measured: Any, /) -> dict[str, float]:
         """Turns the sums over a whole split into named numbers on the host."""
+        ...
+
+
+@runtime_checkable
+class RecordTask(Task, Protocol):
+    """A task that is measured by records of examples.
+
+    `measure` gives arrays of a fixed size for each example: `boxes`, ymin, xmin, ymax, xmax in 0..1 of what the network
+    sees; `valid`, which of them there are; and what else is known of each. `summarize` takes the records of the split,
+    in its order.
+    """
+
+    def record(self, found: Record, truth: Record) -> Record:
+        """Returns what is to be kept of an example, on the host.
+
+        Args:
+          found: what `measure` gave, without what is not valid; `boxes` in pixels of the original image.
+          truth: `boxes` in the same pixels, `classes`, `ignored` and, where the data set has them, `areas`.
+        """
         ...

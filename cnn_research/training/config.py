@@ -16,6 +16,7 @@ from cnn_research.errors import UserError, nearest
 PARALLEL = ("jit", "pmap")
 SHARD_STATE = ("off", "optimizer", "all")
 CROP_ON = ("device", "host")
+OBJECTS = {"detection": 50, "localization": 1}  # tasks that learn them, and how many of an image by default
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 
 # Fields that say how a run is watched, kept and spread over devices, and not what it computes: a run may resume with
@@ -73,6 +74,8 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 # largest, as in (256, 480); (): that of image_size.
                 short_side=(),
                 mask="segmentation_mask" if task == "segmentation" else "",  # the feature with each pixel's class
+                # How many objects of an image are learnt, the largest ones; 0: it has one label.
+                max_objects=OBJECTS.get(task, 0),
                 mask_values=(),  # the value of each class in a mask's file, all others ignored; (): the class itself
                 # Pixels of mirrored border that the network sees around each image (Ronneberger et al. 2015), such as
                 # the 92 that a U-Net of valid convolutions leaves out.
@@ -151,6 +154,9 @@ def validate(config: ConfigDict) -> None:
     if (config.task == "segmentation") != bool(mask_feature(config.data)):
         needs = "a feature, such as segmentation_mask" if config.task == "segmentation" else "no feature"
         raise UserError(f"task {config.task} takes {needs}, as data.mask; it is {mask_feature(config.data)!r}")
+    if (config.task in OBJECTS) != bool(max_objects(config.data)) or max_objects(config.data) < 0:
+        needs = "1 or more" if config.task in OBJECTS else "0"
+        raise UserError(f"task {config.task} takes {needs} as data.max_objects; it is {max_objects(config.data)}")
     if mirror(config.data) < 0:
         raise UserError(f"data.mirror={mirror(config.data)} must not be negative")
     if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):
@@ -204,6 +210,11 @@ def image_feature(data: ConfigDict) -> str:
 def mask_feature(data: ConfigDict) -> str:
     """Returns `config.data.mask`; runs that are older than the field have labels."""
     return data.get("mask", "")
+
+
+def max_objects(data: ConfigDict) -> int:
+    """Returns `config.data.max_objects`; runs that are older than the field have 0."""
+    return data.get("max_objects", 0)
 
 
 def mirror(data: ConfigDict) -> int:

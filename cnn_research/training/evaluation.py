@@ -1,5 +1,8 @@
 """Evaluation over a whole split: every example counts once, whatever the batch size and the number of devices."""
 
+import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -7,14 +10,18 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from cnn_research.data.images import restore_boxes
+from cnn_research.data.objects import read_objects
 from cnn_research.data.order import Sequential
 from cnn_research.data.sources import Source, open_source
 from cnn_research.errors import UserError
-from cnn_research.tasks import Task
-from cnn_research.training.config import image_feature, mask_feature
+from cnn_research.metrics import records
+from cnn_research.metrics.records import Record
+from cnn_research.tasks import RecordTask, Task
+from cnn_research.training.config import image_feature, mask_feature, max_objects
 from cnn_research.training.feed import Feed, eval_spec, make_feed
 from cnn_research.training.parallel import Jit
-from cnn_research.training.step import Preprocessing, make_eval_step
+from cnn_research.training.step import Preprocessing, gather, make_eval_step
 
 
 class Evaluator:
@@ -45,7 +52,14 @@ class Evaluator:
         self._order = Sequential(len(source), batch_size)
         self._feed: Feed = make_feed(source, self._order, config.data, parallel, eval_spec(config))
         self._task = task
-        self._step = jax.jit(make_eval_step(model, task, preprocessing), out_shardings=parallel.replicated)
+        self._truths: dict[int, Record] = {}  # by example: the same at each evaluation
+        step = make_eval_step(model, task, preprocessing)
+
+        def step_and_sizes(variables: Any, batch: Any, data: Any) -> Any:
+            return step(variables, batch, data), gather(batch, data)["original_size"]
+
+        run = step_and_sizes if isinstance(task, RecordTask) else step
+        self._step = jax.jit(run, out_shardings=parallel.replicated)
 
     def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
         """Returns the metrics of the split, under the task's names.
@@ -55,29 +69,53 @@ class Evaluator:
         """
         return self._task.summarize(self.measure(variables))
 
-    def measure(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Returns the sums over the split that the task makes metrics of.
+    def measure(self, variables: dict[str, Any]) -> Any:
+        """Returns what the task makes metrics of: sums over the split, or the records of its examples, in order.
 
         Args:
           variables: the network's, replicated over the mesh.
         """
-        sums = pending = None
-        for batch in self._feed(0, len(self._order)):
-            new = self._step(variables, batch, self._feed.data)
-            sums, pending = _added(sums, pending), new  # the host adds while the devices work
-        return _added(sums, pending)
+        if isinstance(self._task, RecordTask):
+            return self._records(self._task, variables)
+        return functools.reduce(_added, map(_wide, self._outputs(variables)))
+
+    def _outputs(self, variables: dict[str, Any]) -> Iterator[Any]:
+        """Yields what the step gives for each batch; the devices work at the next one meanwhile."""
+        outputs = (self._step(variables, batch, self._feed.data) for batch in self._feed(0, len(self._order)))
+        for last, _next in itertools.pairwise(itertools.chain(outputs, [None])):
+            yield jax.device_get(last)
+
+    def _records(self, task: RecordTask, variables: dict[str, Any]) -> list[Record]:
+        """Each process makes those of every n-th example of a batch."""
+        made: list[Record] = []
+        places: list[int] = []
+        for step, (arrays, sizes) in enumerate(self._outputs(variables)):
+            indices, mask = self._order(step)
+            mine = mask & (np.arange(len(mask)) % jax.process_count() == jax.process_index())
+            found = records.unpad({name: x for name, x in arrays.items() if name != "valid"}, arrays["valid"], mine)
+            for index, size, objects in zip(
+                indices[mine].tolist(), map(tuple, sizes[mine].tolist()), found, strict=True
+            ):
+                boxes = restore_boxes(objects["boxes"], size, self._feed.spec) * np.tile(np.array(size, np.float32), 2)
+                made.append(task.record(objects | {"boxes": boxes}, self._truth(index, size)))
+                places.append(index)
+        return records.gather(made, np.array(places))
+
+    def _truth(self, index: int, size: tuple[int, int]) -> Record:
+        """Returns all objects of an example."""
+        if index not in self._truths:
+            [example] = self._feed.source.read([index], objects=True)
+            self._truths[index] = read_objects(example["objects"]).truth(size)
+        return self._truths[index]
 
 
 def _added(sums: Any, new: Any) -> Any:
-    """Adds a batch's sums in 64 bits: Cityscapes' training split has three times the pixels that 32 count."""
-    if new is None:
-        return sums
-    wide = jax.tree.map(_widened, jax.device_get(new))
-    return wide if sums is None else jax.tree.map(np.add, sums, wide)
+    return jax.tree.map(np.add, sums, new)
 
 
-def _widened(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float64)
+def _wide(sums: Any) -> Any:
+    """Returns sums in 64 bits: Cityscapes' training split has three times the pixels that 32 count."""
+    return jax.tree.map(lambda x: x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float64), sums)
 
 
 def check_classes(source: Source, config: ConfigDict) -> None:
@@ -95,7 +133,9 @@ def check_classes(source: Source, config: ConfigDict) -> None:
 
 def class_names(source: Source, config: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the classes: the data set's, or where pixels have classes the recipe's."""
-    return tuple(config.data.class_names) if mask_feature(config.data) else source.class_names
+    if mask_feature(config.data):
+        return tuple(config.data.class_names)
+    return source.object_names if max_objects(config.data) else source.class_names
 
 
 def open_split(config: ConfigDict, split: str) -> Source:

@@ -15,7 +15,7 @@ from cnn_research.data.order import Order
 from cnn_research.data.sources import Source
 from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
-from cnn_research.training.config import crop_size, crops_on_host, mask_feature
+from cnn_research.training.config import crop_size, crops_on_host, mask_feature, max_objects
 from cnn_research.training.parallel import Jit
 
 RESIDENT_BYTES = 2**30  # what `data.resident=auto` keeps on each device
@@ -23,7 +23,7 @@ RESIDENT_BYTES = 2**30  # what `data.resident=auto` keeps on each device
 
 def image_spec(data: ConfigDict) -> ImageSpec:
     """Returns what `config.data` brings images to, where nothing is drawn; their masks are left out."""
-    return ImageSpec(tuple(data.image_size), data.channels, data.resize)
+    return ImageSpec(tuple(data.image_size), data.channels, data.resize, max_objects=max_objects(data))
 
 
 def mask_spec(config: ConfigDict, borders: bool = False) -> MaskSpec | None:
@@ -128,7 +128,8 @@ def make_feed(
       UserError: the examples are not those that the task needs.
     """
     spec = spec or image_spec(data)
-    for key in (source.image, spec.masks.feature if spec.masks else "label"):
+    target = spec.masks.feature if spec.masks else "objects" if spec.max_objects else "label"
+    for key in (source.image, target):
         if key not in source.features:
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
     content: dict[str, Any] = resident or {}

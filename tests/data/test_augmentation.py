@@ -21,6 +21,7 @@ ON = {
     "elastic": 3.0,
     "random_resized_crop": (0.2, 0.8),
     "pad_crop": 3,
+    "scale_jitter": (0.5, 2.0),
     "flip": True,
     "dihedral": True,
     "brightness": 0.4,
@@ -135,7 +136,7 @@ def test_one_operation_leaves_anothers_draws_alone(field):
     # And where the cuts are does not depend on the other operation: padding is 0 too, so they may only be hidden in it.
     bare = (run(Augmentation(cutout=5))["image"] == 0).all(axis=-1)
     assert (cut >= bare).all()
-    assert field == "pad_crop" or (cut == bare).all()
+    assert field in ("pad_crop", "scale_jitter") or (cut == bare).all()
 
 
 def test_a_random_window_depends_on_position_and_step_alone():
@@ -298,10 +299,66 @@ def test_grey_images_have_no_colour_to_jitter():
     assert (run(Augmentation(brightness=0.5), batch)["image"] != batch["image"]).any()
 
 
-@pytest.mark.parametrize("field", ["random_resized_crop", "pad_crop", "flip", "dihedral", "mixup", "cutmix"])
-@pytest.mark.parametrize("target", ["instance_mask", "objects/bbox"])
+def box_around(mask):
+    """The box around the pixels of a mask that are 1, in 0..1 of it."""
+    edges = np.argwhere(mask[..., 0] == 1)
+    return np.concatenate([edges.min(0), edges.max(0) + 1]) / np.tile(mask.shape[:2], 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "size", "tolerance"),
+    [
+        *((field, size, 0) for field in ("flip", "dihedral", "pad_crop") for size in ((12, 10), (11, 11))),
+        *((field, (60, 40), 2.5) for field in ("scale_jitter", "random_resized_crop")),
+    ],
+)
+def test_boxes_move_with_their_images(field, size, tolerance):
+    """They are around what is still seen; those that are lost are cut off somewhere."""
+    rng = np.random.default_rng(3)
+    masks = np.zeros((BATCH, *size, 1), np.uint8)
+    for mask in masks:
+        top, left, height, width = (rng.integers(1, np.tile(size, 2) // 2)).tolist()
+        mask[top : top + height, left : left + width] = 1
+    boxes = np.stack([box_around(mask) for mask in masks]).astype(np.float32)[:, None].repeat(2, axis=1)
+    valid = np.array([[True, False]] * BATCH)
+    batch = {"image": np.zeros((BATCH, *size, 1), np.float32), "objects/bbox": boxes, "objects/valid": valid}
+    found = run(Augmentation(**{field: ON[field]}), batch | {"segmentation_mask": masks})
+    assert not found["objects/valid"][:, 1].any()
+    kept = found["objects/valid"][:, 0]
+    assert kept.all() == (field in ("flip", "dihedral", "scale_jitter"))  # by luck the last
+    assert kept.sum() >= BATCH / 4
+    for mask, box in zip(found["segmentation_mask"][kept], found["objects/bbox"][kept, 0], strict=True):
+        np.testing.assert_allclose(box * np.tile(size, 2), box_around(mask) * np.tile(size, 2), atol=tolerance + 1e-4)
+    lost = found["objects/bbox"][~kept, 0]
+    assert ((lost == 0) | (lost == 1)).any(axis=1).all()
+    moved = (found["objects/bbox"] != boxes).any(axis=(1, 2))
+    assert moved.any()
+    assert not moved.all() or field not in ("flip", "dihedral")
+
+
+def test_a_box_stays_as_long_as_its_centre_is_seen():
+    """By a pixel: a square of 4 pixels in an image of 8, shifted by at most 3 each way."""
+    boxes = np.tile(np.float32([0, 0.25, 0.5, 0.75]), (BATCH, 1, 1))
+    batch = {"image": np.zeros((BATCH, 8, 8, 1), np.float32), "objects/bbox": boxes}
+    batch["image"][:, 0, 2] = 1
+    found = run(Augmentation(pad_crop=3), batch | {"objects/valid": np.ones((BATCH, 1), bool)}, rng=1)
+    valid, (top, left, bottom, right) = found["objects/valid"][:, 0], 8 * found["objects/bbox"][:, 0].T
+    rows = bottom - 4  # by how much it was shifted down
+    assert set(rows[valid]) == {-1, 0, 1, 2, 3}
+    np.testing.assert_array_equal(top, np.maximum(rows, 0))
+    assert (rows[~valid & (right > left)] <= -2).all()
+    assert (~valid).any()
+
+
+@pytest.mark.parametrize(
+    ("field", "target"),
+    [
+        *((field, "instance_mask") for field in ("random_resized_crop", "pad_crop", "flip", "dihedral", "mixup")),
+        *((field, "objects/bbox") for field in ("elastic", "mixup", "cutmix")),
+    ],
+)
 def test_targets_that_would_have_to_move_are_refused(field, target):
-    batch = make_batch(**{target: np.zeros((BATCH, 3), np.float32)})
+    batch = make_batch(**{target: np.zeros((BATCH, 3, 4), np.float32)})
     with pytest.raises(UserError, match=rf"augmentation\.{field} .* {target}; turn it off"):
         run(Augmentation(**{field: ON[field]}), batch)
 

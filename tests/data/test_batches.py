@@ -1,6 +1,7 @@
 """Batches: the same examples and the same windows of them, whichever way they are read."""
 
 import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -190,6 +191,37 @@ def test_load_names_the_example_whose_mask_does_not_fit():
     source.examples[3]["classes"] = encode(np.full((8, 6), 9, np.uint8))
     with pytest.raises(UserError, match=r"example 3 of masked, split train: a mask has the value 9"):
         load(source, np.arange(7), np.ones(7, bool), MASKED)
+
+
+def test_objects_take_the_place_of_labels_the_largest_first(caplog):
+    """In memory and from TFDS's files; those without area are dropped, with their number in the log."""
+    boxes = [[0, 0, 0.25, 0.5], [0.5, 0, 1, 1], [0.25, 0.25, 0.25, 1], [0, 0.5, 0.5, 1]]
+    examples = Examples(
+        {"image": encode(noise(8, 6, 3)), "objects": {"bbox": boxes[:count], "label": [3, 1, 2, 4][:count]}}
+        for count in (4, 0, 3)
+    )
+    source = Source("boxes", "train", examples, FEATURES)
+    with caplog.at_level(logging.WARNING):
+        batch = load(source, np.arange(3), np.ones(3, bool), ImageSpec((8, 6), max_objects=2))
+    assert "split train of boxes: 2 boxes without area dropped" in caplog.text
+    objects = [f"objects/{name}" for name in ("bbox", "label", "valid", "ignored")]
+    assert batch.keys() == {"image", "example_mask", "original_size", *objects}
+    assert batch["objects/valid"].tolist() == [[True, True], [False, False], [True, True]]
+    np.testing.assert_array_equal(batch["objects/label"], [[1, 4], [0, 0], [1, 3]])
+    expected = [[boxes[1], boxes[3]], np.zeros((2, 4)), [boxes[1], boxes[0]]]
+    np.testing.assert_array_equal(batch["objects/bbox"], np.array(expected, np.float32))
+    source = open_source("shapes/32x24_train64_test20", "test")
+    batch = load(source, np.arange(20), np.ones(20, bool), ImageSpec((32, 24), max_objects=4))
+    assert source.object_names == ("ellipse", "rectangle", "triangle", "star")
+    for row, example in enumerate(source.examples.__getitems__(list(range(20)))):
+        instances, count = decode(example["instance_mask"], 1), batch["objects/valid"][row].sum()
+        edges = [np.argwhere(instances == index + 1)[:, :2] for index in range(count)]
+        around = [np.concatenate([each.min(0), each.max(0) + 1]) / [32, 24, 32, 24] for each in edges]
+        areas = [np.prod(box[2:] - box[:2]) for box in around]
+        assert count == instances.max()
+        for box, area in zip(batch["objects/bbox"][row], sorted(areas, reverse=True), strict=False):
+            assert np.isclose(np.prod(box[2:] - box[:2]), area)
+            assert np.isclose(around, box, atol=1e-6).all(axis=1).any()
 
 
 class Noise(tfds.core.GeneratorBasedBuilder):

@@ -202,3 +202,39 @@ def test_random_rectangle_has_the_size_asked_for_inside_the_image():
     assert inside.sum() > 100
     assert (marked[inside].any(axis=2).sum(axis=1) == 3).all()
     assert (marked[inside].any(axis=1).sum(axis=1) == 6).all()
+
+
+def test_scale_jitter_shows_the_image_through_a_frame():
+    """Larger and smaller, each pixel from the place that the corners' box says, and the fill beyond."""
+    height, width = 16, 12
+    boxes = jnp.array([[0.0, 0, 1, 1]])
+
+    def both(key, image):
+        scale, nearest = (0.5, 2.0), partial(crops.scale_jitter, key, scale=(0.5, 2.0), fill=(-1.0,), nearest=True)
+        smooth = crops.scale_jitter(key, image, scale, (-1.0,))
+        return smooth, nearest(image), crops.scale_jitter_boxes(key, boxes, (height, width), scale)[0]
+
+    image = coordinates(height, width) + 0.5
+    keys = jax.random.split(jax.random.key(0), 300)
+    smooth, nearest, whole = map(np.asarray, jax.jit(jax.vmap(both, (0, None)), compiler_options=FAST)(keys, image))
+    factors = (whole[:, 2:] - whole[:, :2]).T
+    np.testing.assert_allclose(factors[0], factors[1], rtol=1e-4)
+    assert scipy.stats.kstest(np.log2(factors[0]), "uniform", (-1, 2)).pvalue > 1e-3
+    for found, classes, (top, left, bottom, right) in zip(smooth, nearest, whole, strict=True):
+        rows = ((np.arange(height) + 0.5) / height - top) / (bottom - top) * height
+        columns = ((np.arange(width) + 0.5) / width - left) / (right - left) * width
+        y, x = np.meshgrid(rows, columns, indexing="ij")
+        inside = (y >= 0) & (y <= height) & (x >= 0) & (x <= width)
+        clear = (np.abs(y - y.round()) > 1e-3) & (np.abs(x - x.round()) > 1e-3)  # of the border between pixels
+        expected = np.stack([y.clip(0.5, height - 0.5), x.clip(0.5, width - 0.5)], -1)
+        np.testing.assert_allclose(found[inside & clear], expected[inside & clear], atol=1e-3)
+        pixels = np.floor(np.stack([y, x], -1)) + 0.5
+        np.testing.assert_allclose(classes[inside & clear], pixels[inside & clear])
+        assert (found[~inside & clear] == -1).all()
+    # Smaller ones lie within the frame, larger ones cover it.
+    lower, upper = whole[:, :2], whole[:, 2:]
+    small = factors[0] < 1
+    assert (lower[small] >= -1e-5).all()
+    assert (upper[small] <= 1 + 1e-5).all()
+    assert (lower[~small] <= 1e-5).all()
+    assert (upper[~small] >= 1 - 1e-5).all()

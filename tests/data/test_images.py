@@ -19,9 +19,11 @@ from cnn_research.data.images import (
     MaskSpec,
     decode,
     jpeg_size,
+    place_boxes,
     reduced,
     resize,
     restore,
+    restore_boxes,
     write,
     write_mask,
 )
@@ -340,6 +342,44 @@ def test_masks_come_to_lie_where_their_images_do(mode, size):
     np.testing.assert_array_equal(colours[found[pure]], image[..., 0][pure])
     _, place = spec.place(size, draws)
     assert (found == 255).sum() == 120 - place.height * place.width
+
+
+@pytest.mark.parametrize("mode", [*RESIZE, "window"])
+@pytest.mark.parametrize("size", [(9, 14), (40, 31), (23, 6)])
+def test_boxes_come_to_lie_where_their_objects_do(mode, size):
+    """By the mask of each object, whose pixels are the nearest ones: within half a pixel of the result."""
+    windows = RandomWindows(seed=3, area=(0.3, 1.0)) if mode == "window" else None
+    spec = ImageSpec((12, 10), 1, mode if mode in RESIZE else "stretch", windows)
+    draws = windows.draws(0, 1)[0].tolist() if windows else ()
+    seen, _ = spec.place(size, draws)
+    rng = np.random.default_rng(0)
+    corners = np.sort([rng.integers(0, side + 1, (40, 2)) for side in size], axis=-1)  # axis, object, end
+    boxes = (np.moveaxis(corners, 1, 0) / np.array(size)[:, None]).swapaxes(1, 2).reshape(-1, 4).astype(np.float32)
+    placed = place_boxes(boxes, size, spec, draws)
+    found = 0
+    for (rows, columns), box in zip(corners.swapaxes(0, 1), placed, strict=True):
+        mask = np.zeros(size, np.uint8)
+        mask[slice(*rows), slice(*columns)] = 1
+        inside = np.argwhere(masked(mask, spec, draws) == 1)
+        height, width = box[2:] - box[:2]
+        center = (np.mean([rows, columns], axis=1) - seen[:2]) / seen[2:]
+        if np.abs(center * (1 - center)).min() < 1e-4:  # on the border, within rounding
+            continue
+        if not ((center > 0) & (center < 1)).all():
+            assert (height, width) == (0, 0)
+        elif len(inside):
+            expected = np.concatenate([inside.min(0), inside.max(0) + 1])
+            np.testing.assert_allclose(box * [12, 10, 12, 10], expected, atol=0.501)
+            found += 1
+        else:
+            assert min(height * 12, width * 10) <= 1
+    assert found > 6
+    if mode != "window":
+        top, left, bottom, right = seen.top, seen.left, seen.top + seen.height, seen.left + seen.width
+        limits = np.array([top, left, top, left]), np.array([bottom, right, bottom, right])
+        expected = np.clip(boxes, *(limit / np.tile(size, 2) for limit in limits))
+        kept = (placed[:, 2:] > placed[:, :2]).all(axis=1)
+        np.testing.assert_allclose(restore_boxes(placed, size, spec)[kept], expected[kept], atol=1e-6)
 
 
 def test_masks_take_the_nearest_centre():

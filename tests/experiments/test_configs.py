@@ -22,17 +22,23 @@ def test_recipe(path):
     config = module.get_config()
     program = training.make_program(config)
     assert program.total_steps > 0
-    logits = jax.eval_shape(
+    outputs = jax.eval_shape(
         lambda variables: program.model.apply(variables, jax.numpy.zeros((2, *program.image_shape)), train=False),
         program.abstract_variables,
     )
-    if config.task == "segmentation":
+    logits, *boxes = jax.tree.leaves(outputs)
+    assert bool(boxes) == (config.task in ("detection", "localization"))
+    if config.task == "detection":
+        cells, classes = outputs
+        assert cells.shape == (*classes.shape[:3], config.model.boxes, 5)
+        assert classes.shape[-1] == config.model.num_classes
+    elif config.task == "segmentation":
         assert logits.shape == (2, *logits.shape[1:3], config.model.num_classes)
         assert len(config.data.class_names) == config.model.num_classes
     else:
         assert logits.shape == (2, config.model.num_classes)
     assert f"python -m experiments.train --config=experiments/configs/{path.name}" in module.__doc__
-    assert re.search(r"accuracy|error|IoU", module.__doc__)
+    assert re.search(r"accuracy|error|IoU|AP50", module.__doc__)
     assert re.search(r"\d+ (s|min|minutes|seconds|days)\b", module.__doc__)
 
 
@@ -57,6 +63,14 @@ def test_every_dense_network_trains_by_the_recipes(path):
         size = tuple(config.data.crop_size or config.data.image_size)
         assert logits.shape[1] >= size[0]
         assert logits.shape[2] >= size[1]
+
+
+@pytest.mark.parametrize("name", ["bccd", "shapes_detection"])
+def test_every_detector_trains_by_the_recipes(name):
+    for model in models.names("detection"):
+        program = training.make_program(command_line.load_config(f"experiments/configs/{name}.py:{model}"))
+        assert program.config.model.name == model
+        assert program.abstract_variables["params"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

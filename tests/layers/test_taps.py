@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from cnn_research.errors import UserError
 from cnn_research.layers import taps
 
 
@@ -156,5 +157,5 @@ def test_layers_that_a_network_does_not_have(layers):
         def __call__(self, x):
             return taps.intermediates(Classifier(name="body"), layers, x)
 
-    with pytest.raises(ValueError, match="Classifier has no layers"):
+    with pytest.raises(UserError, match="Classifier has no layers"):
         Wrong().init(jax.random.key(0), X)

@@ -17,6 +17,7 @@ COUNTS = {
     "alexnet": (60_965_224, 724_406_816),
     "alexnet_ungrouped": (62_378_344, 1_135_256_096),
     "alexnet_owt": (61_100_840, 714_188_480),
+    "fast_yolo": (45_089_374, 2_418_728_960),
     "deconvnet": (251_805_653, 32_745_979_904),
     "fcn8s": (134_376_863, 110_844_039_168),
     "fcn16s": (134_364_410, 110_814_793_728),
@@ -26,6 +27,7 @@ COUNTS = {
     "googlenet_cifar": (5_871_914, 1_447_241_728),
     "lenet5": (60_000, 325_680),
     "lenet5_modern": (61_706, 416_520),
+    "localizer": (138_373_932, 15_470_280_704),
     "mlp": (266_610, 266_200),
     "nin_cifar": (966_986, 222_486_528),
     "nin_imagenet": (7_595_176, 1_100_188_800),
@@ -49,6 +51,7 @@ COUNTS = {
     "vgg16_1x1": (133_638_952, 11_770_888_192),
     "vgg16": (138_357_544, 15_470_264_320),
     "vgg19": (143_667_240, 19_632_062_464),
+    "yolo": (271_703_550, 20_285_153_280),
 }
 
 
@@ -120,6 +123,11 @@ def test_a_sliding_classifier_by_hand():
     """FCN-32s on 500x500 pixels, padded to 512x512: VGG's convolutions, and its hidden layers in 16x16 cells."""
     convolutions = (COUNTS["vgg16"][1] - 25_088 * 4096 - 4096 * 4096 - 4096 * 1000) * 16**2 // 7**2
     assert convolutions + 16**2 * (25_088 * 4096 + 4096 * 4096 + 4096 * 21) == COUNTS["fcn32s"][1]
+
+
+def test_a_localizer_is_its_classifier_and_a_box():
+    for each, classifier in zip(COUNTS["localizer"], COUNTS["vgg16"], strict=True):
+        assert each - classifier in (4096 * 4, 4096 * 4 + 4)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "fcn8s", "googlenet", "lenet5", "resnet20_cifar", "unet", "vgg16"])

@@ -221,6 +221,54 @@ FCN = Case(
 )
 
 
+LOCALIZER = Case(
+    {
+        "activation": "leaky_relu",
+        "body": "vgg11",
+        "box_hidden": (8,),
+        "hidden": (64, 64),
+        "num_classes": 5,
+        "width": 1 / 16,
+    },
+    {
+        "body": "vgg13",
+        "box_hidden": (),
+        "box_layer": "pool5",
+        "box_per_class": True,
+        "dropout_rate": 0.25,
+        "hidden": (64, 32),
+        "kernel_init": "he_normal",
+        "num_classes": 7,
+    },
+    lambda fields: (2, 32, 32, 3),
+)
+
+
+YOLO = Case(
+    {
+        "activation": "leaky_relu",
+        "body": "small",
+        "boxes": 2,
+        "grid": (2, 2),
+        "hidden": (64,),
+        "num_classes": 5,
+        "width": 1 / 16,
+    },
+    {
+        "body": "fast",
+        "body_layer": "pool3",
+        "boxes": 1,
+        "dropout_rate": 0.25,
+        "grid": (3, 2),
+        "hidden": (32,),
+        "kernel_init": "glorot_uniform",
+        "num_classes": 7,
+    },
+    lambda fields: (2, 32, 32, 3),
+    needs={"body_layer": {"body": "vgg11", "body_layer": "pool2"}},
+)
+
+
 DECONVNET = Case(
     {
         "activation": "leaky_relu",
@@ -264,7 +312,9 @@ UNET = Case(
 CASES = {
     **dict.fromkeys(("fcn8s", "fcn16s", "fcn32s"), FCN),
     "deconvnet": DECONVNET,
+    "localizer": LOCALIZER,
     "unet": UNET,
+    **dict.fromkeys(("fast_yolo", "yolo"), YOLO),
     **dict.fromkeys(("nin_cifar", "nin_imagenet"), NIN),
     **dict.fromkeys(("googlenet", "googlenet_bn", "googlenet_cifar"), GOOGLENET),
     **dict.fromkeys(("alexnet", "alexnet_owt", "alexnet_ungrouped"), ALEXNET),
@@ -369,9 +419,9 @@ def test_gradients_reach_every_parameter_and_a_step_goes_well(name, dtype):
             terms, _ = Classification().loss(module, given, batch, rng, train=True)
             return sum(total for total, _ in terms.values())
         passed = {"train": True, "mutable": ["auxiliary", "batch_stats"], "rngs": {"dropout": rng}}
-        logits, updated = module.apply(given, images, **passed)
+        outputs, updated = module.apply(given, images, **passed)
         heads = [head["logits"] for head in updated.get("auxiliary", {}).values()]
-        return -sum(jax.nn.log_softmax(each)[..., 0].mean() for each in (logits, *heads))
+        return -sum(jax.nn.log_softmax(each)[..., 0].mean() for each in jax.tree.leaves((outputs, heads)))
 
     # Run once: what counts is the time to compile.
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -389,7 +439,7 @@ def test_gradients_reach_every_parameter_and_a_step_goes_well(name, dtype):
 def test_evaluation_does_not_depend_on_the_other_images(name):
     module, images, init = start(name, CASES[name].base)
     variables = filled(jax.eval_shape(init, jax.random.key(0)))
-    logits = module.apply(variables, images, train=False)
-    turned = module.apply(variables, images[::-1], train=False)[::-1]
-    np.testing.assert_allclose(logits, turned, rtol=1e-4, atol=1e-4 * np.abs(logits).max())
-    assert not np.array_equal(logits[0], logits[1])
+    outputs, turned = (jax.tree.leaves(module.apply(variables, each, train=False)) for each in (images, images[::-1]))
+    for output, other in zip(outputs, turned, strict=True):
+        np.testing.assert_allclose(output, other[::-1], rtol=1e-4, atol=1e-4 * np.abs(output).max())
+        assert not np.array_equal(output[0], output[1])

@@ -33,8 +33,13 @@ def test_names_are_sorted():
 def test_names_by_task():
     segmenters = ["deconvnet", "fcn16s", "fcn32s", "fcn8s", "unet"]
     assert models.names("segmentation") == segmenters
-    assert sorted(models.names("classification") + segmenters) == models.names()
+    assert models.names("localization") == ["localizer"]
+    assert {"fast_yolo", "yolo"} <= set(models.names("detection"))
+    others = segmenters + models.names("detection") + ["localizer"]
+    assert sorted(models.names("classification") + others) == models.names()
     assert {models.task(name) for name in segmenters} == {"segmentation"}
+    assert models.task("localizer") == "localization"
+    assert models.task("yolo") == "detection"
     assert models.task("vgg16") == "classification"
     with pytest.raises(UserError, match="did you mean 'segmentation'"):
         models.names("segmentatoin")

@@ -182,6 +182,7 @@ def test_validate_names_the_field_and_what_would_be_right(config, changes, messa
             r"unet is a network for segmentation, task is 'classification'; give one of .*resnet50",
         ),
         ({"model.name": "vgg16"}, r"vgg16 is a network for classification, task is 'segmentation'; give one of .*unet"),
+        ({"data.max_objects": 1}, r"task segmentation takes 0 as data\.max_objects; it is 1"),
         (
             {"task": "classification", "model.name": "vgg16"},
             r"task classification takes no feature, as data\.mask; it is 'segmentation_mask'",
@@ -195,6 +196,17 @@ def test_masks_and_the_task_go_together(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         configs.validate(config)
+
+
+def test_objects_and_the_task_go_together():
+    config = configs.default_config("localizer")
+    configs.validate(config)
+    for number in (0, -1):
+        config.data.max_objects = number
+        with pytest.raises(UserError, match=rf"task localization takes 1 or more as data\.max_objects; it is {number}"):
+            configs.validate(config)
+    del config.data.max_objects  # a run that is older than the field
+    assert configs.max_objects(config.data) == 0
 
 
 def test_the_network_sees_the_mirrored_border():

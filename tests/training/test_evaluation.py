@@ -1,8 +1,17 @@
+import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
+from cnn_research import training
+from cnn_research.data.augmentation import Augmentation
+from cnn_research.metrics import records
+from cnn_research.tasks import RecordTask
+from cnn_research.tasks.average_precision import AveragePrecision
 from cnn_research.training.evaluation import Evaluator, open_split
 from cnn_research.training.parallel import make_parallel
 from cnn_research.training.program import make_program
+from cnn_research.training.step import Preprocessing
 
 
 def test_sums_over_a_split_hold_more_than_32_bits(digits_config, monkeypatch):
@@ -16,3 +25,40 @@ def test_sums_over_a_split_hold_more_than_32_bits(digits_config, monkeypatch):
     batches = 5  # of 80 for 360 images
     assert sums["confusion"].tolist() == [[batches * most, batches]]
     assert abs(sums["loss"] - batches * 0.1) < 1e-6
+
+
+class Oracle(AveragePrecision):
+    """Finds what is written into a batch, two objects an image at most."""
+
+    def loss(self, model, variables, batch, rng, train):
+        raise NotImplementedError
+
+    def predict(self, model, variables, batch):
+        valid = batch["objects/valid"]
+        scores = jnp.arange(1.0, 1 + valid.size).reshape(valid.shape)
+        return {"boxes": batch["objects/bbox"], "classes": batch["objects/label"], "scores": scores, "valid": valid}
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad"])
+def test_records_are_of_whole_images_at_their_own_size(resize):
+    """Whatever size the network sees, and in whatever batches; the truth has also those without room in a batch."""
+    config = training.default_config("localizer", num_classes=4)
+    config.data.update(name="shapes/32x24_train64_test20", image_size=(40, 44), resize=resize, max_objects=2)
+    config.eval_batch_size = 16
+    source, parallel = open_split(config, "test"), make_parallel("jit")
+    preprocessing = Preprocessing(Augmentation(), (0.5,), (0.5,))
+    evaluator = Evaluator(nn.Module(), Oracle(), preprocessing, source, config, parallel)
+    assert isinstance(Oracle(), RecordTask)
+    found, truth = records.split(evaluator.measure({}))
+    assert len(found) == len(truth) == 20
+    assert any(len(each["boxes"]) > 2 for each in truth)
+    for one, other, example in zip(found, truth, source.examples, strict=True):
+        boxes = np.array(example["objects"]["bbox"]) * [32, 24, 32, 24]
+        np.testing.assert_allclose(other["boxes"], boxes, atol=1e-5)
+        assert other["classes"].tolist() == [*example["objects"]["label"]]
+        assert len(one["boxes"]) == len(one["scores"]) == min(2, len(boxes))
+        for box, label in zip(one["boxes"], one["classes"], strict=True):
+            assert ((np.abs(boxes - box) < 1e-4).all(axis=1) & (other["classes"] == label)).any()
+    values = evaluator({})
+    assert values["objects"] == sum(len(each["boxes"]) for each in truth)
+    assert 0.5 < values["ap50"] < 1

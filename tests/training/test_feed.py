@@ -172,6 +172,11 @@ def test_masks_come_with_their_images(resident):
     assert_same(gather(batch, feed.data), expected)
 
 
+def test_a_set_without_objects_is_refused(source):
+    with pytest.raises(UserError, match="data set 'digits' has no feature 'objects'; it has image, label"):
+        make_feed(source, Sequential(8, 8), data(max_objects=1), make_parallel("jit"))
+
+
 def test_a_set_without_masks_is_refused(source):
     with pytest.raises(UserError, match="data set 'digits' has no feature 'segmentation_mask'; it has image, label"):
         make_feed(source, Shuffled(50, 16, seed=0), masked().data, make_parallel("jit"), train_spec(masked()))

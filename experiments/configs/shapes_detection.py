@@ -1,0 +1,41 @@
+"""Shapes, 64x64, the embedded set of drawn scenes: one to four objects of four kinds, each with its box.
+
+python -m experiments.train --config=experiments/configs/shapes_detection.py:yolo --workdir=runs/shapes_yolo
+
+The argument is a network that finds objects, in a body small enough for two CPU cores. Test AP50 (PASCAL VOC's average
+precision at an IoU of 0.5) and COCO's AP, seed 0, and time there, about: yolo 95%, 66%, 8 minutes.
+"""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from cnn_research import training
+from cnn_research.data.scenes import CLASSES
+
+BODY = dict(body="small", hidden=(), norm="batch", width=0.5)
+
+
+def sweep_boxes() -> Iterator[dict[str, object]]:
+    """Cells that predict one box, two or three."""
+    for boxes in (1, 2, 3):
+        yield {"model.boxes": boxes}
+
+
+def sweep_weights() -> Iterator[dict[str, object]]:
+    """The weights of the loss: the paper's, all alike, and either alone."""
+    for coordinates in (5.0, 1.0):
+        for no_object in (0.5, 1.0):
+            yield {"loss.coordinates_weight": coordinates, "loss.no_object_weight": no_object}
+
+
+def get_config(model: str = "yolo") -> ConfigDict:
+    config = training.default_config(model, task="detection", num_classes=len(CLASSES), grid=(8, 8), **BODY)
+    config.duration = "12ep"
+    config.batch_size = 32
+    config.eval_batch_size = 100
+    config.eval_every = "2ep"
+    config.data.update(name="shapes/64x64_train10000", num_examples=10_000, image_size=(64, 64), max_objects=4)
+    config.augmentation.update(dihedral=True)
+    config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.01)
+    return config

@@ -3,7 +3,7 @@
 python -m experiments.train --config=experiments/configs/shapes_detection.py:yolo --workdir=runs/shapes_yolo
 
 The argument is a network that finds objects, in a body small enough for two CPU cores. Test AP50 (PASCAL VOC's average
-precision at an IoU of 0.5) and COCO's AP, seed 0, and time there, about: yolo 95%, 66%, 8 minutes.
+precision at an IoU of 0.5) and COCO's AP, seed 0, and time there, about: yolo 95.7%, 68.0%, 8 minutes.
 """
 
 from collections.abc import Iterator

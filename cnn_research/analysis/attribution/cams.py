@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from cnn_research.analysis.attribution.targets import Labels, Target, evaluate, layer_output
+from cnn_research.analysis.attribution.targets import Labels, Target, layer_output, outputs
 from cnn_research.analysis.table import Row, Table
 from cnn_research.analysis.tabulate import tabulate
 from cnn_research.errors import UserError
@@ -44,7 +44,7 @@ def cam(model: nn.Module, variables: Variables, images: Images, target: Target |
     last = before_global_pool(model, images.shape[1:])
     if layer not in ("", last):
         raise UserError(f"cam is of the layer before the pooling, {last}, not of {layer}; take grad_cam for others")
-    maps = evaluate(model, variables, images, lambda result, _: result.sum(-1))[1][last]
+    maps = outputs(model, variables, images)[1][last]
     params = variables["params"]
     weights = params[HEAD]["kernel"] if HEAD in params else jnp.eye(maps.shape[-1])
     of_class = jnp.broadcast_to(weights.T[jnp.asarray(target)], (len(images), maps.shape[-1]))
@@ -111,14 +111,13 @@ def maps_and_gradients(
       UserError: the layer is not known or has no maps.
     """
     layer = layer or default_layer(model, images.shape[1:])
-    outputs = jax.eval_shape(lambda: evaluate(model, variables, images, target)[1])
-    shape = layer_output(outputs, layer)
+    shape = layer_output(jax.eval_shape(lambda: outputs(model, variables, images)[1]), layer)
     if len(shape.shape) != 4:
         raise UserError(f"layer {layer} gives one vector an image and no maps; take a layer before it")
 
     def total(zeros: Array) -> tuple[Array, Array]:
-        scores, layers = evaluate(model, variables, images, target, {layer: zeros})
-        return scores.sum(), layers[layer]
+        result, layers = outputs(model, variables, images, {layer: zeros})
+        return target(result, layers).sum(), layers[layer]
 
     gradients, maps = jax.grad(total, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
     return maps, gradients

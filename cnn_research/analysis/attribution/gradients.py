@@ -27,7 +27,7 @@ def gradient(model: nn.Module, variables: Variables, images: Images, target: Tar
       images: as the network takes them.
       target: gives the scores.
     """
-    return jax.grad(lambda images: evaluate(model, variables, images, target)[0].sum())(images)
+    return jax.grad(lambda images: evaluate(model, variables, images, target).sum())(images)
 
 
 def saliency(model: nn.Module, variables: Variables, images: Images, target: Target) -> Images:
@@ -133,7 +133,7 @@ def guided_backprop(model: nn.Module, variables: Variables, images: Images, targ
     Raises:
       UserError: the network's activation is not a field of it.
     """
-    guided = with_backward(model, lambda pull, gradient: pull(jax.nn.relu(gradient))[0])
+    guided = with_backward(model, lambda function, pull, back: pull(jax.nn.relu(back))[0])
     return gradient(guided, variables, images, target)
 
 
@@ -141,7 +141,8 @@ def deconvnet(model: nn.Module, variables: Variables, images: Images, target: Ta
     """Returns a neuron's value, projected back to the pixels. Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1.
 
     Filters are transposed and maxima go back to where the switches say, as in a gradient (see `ops.pooling.unpool`);
-    but each activation rectifies what comes back, whatever had gone forwards.
+    but what comes back to an activation passes that once more, whatever had gone forwards: a ReLU rectifies it. (An
+    activation that is not 0 at 0 counts from there.)
 
     Args:
       model: the network.
@@ -152,16 +153,18 @@ def deconvnet(model: nn.Module, variables: Variables, images: Images, target: Ta
     Raises:
       UserError: the network's activation is not a field of it.
     """
-    rectifying = with_backward(model, lambda pull, gradient: jax.nn.relu(gradient))
-    return gradient(rectifying, variables, images, target)
+    mirrored = with_backward(model, lambda function, pull, back: function(back) - function(jnp.zeros_like(back)))
+    return gradient(mirrored, variables, images, target)
 
 
-def with_backward(model: nn.Module, rule: Callable[[Callable[[Array], tuple[Array]], Array], Array]) -> nn.Module:
+def with_backward(
+    model: nn.Module, rule: Callable[[Function, Callable[[Array], tuple[Array]], Array], Array]
+) -> nn.Module:
     """Returns a network that computes the same, but with another way back through its activations.
 
     Args:
       model: the network.
-      rule: takes the pullback of an activation and the gradient by its output, and gives that by its input.
+      rule: takes an activation, its pullback and what comes back to its output, and gives what goes on from its input.
 
     Raises:
       UserError: the network's activation is not a field of it.
@@ -174,5 +177,5 @@ def with_backward(model: nn.Module, rule: Callable[[Callable[[Array], tuple[Arra
     def activated(x: Array) -> Array:
         return function(x)
 
-    activated.defvjp(lambda x: jax.vjp(function, x), lambda pull, gradient: (rule(pull, gradient),))
+    activated.defvjp(lambda x: jax.vjp(function, x), lambda pull, back: (rule(function, pull, back),))
     return model.clone(activation=activated)

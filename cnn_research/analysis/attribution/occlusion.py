@@ -50,10 +50,10 @@ def occlusion(
     covers = np.zeros((len(starts[0]) * len(starts[1]), *size), np.float32)
     for cover, (top, left) in zip(covers, itertools.product(*starts), strict=True):
         cover[top : top + window[0], left : left + window[1]] = 1
-    whole = evaluate(model, variables, images, target)[0]
+    whole = evaluate(model, variables, images, target)
 
     def lost(cover: Array) -> Array:
-        return whole - evaluate(model, variables, jnp.where(cover[..., None] > 0, fill, images), target)[0]
+        return whole - evaluate(model, variables, jnp.where(cover[..., None] > 0, fill, images), target)
 
     # One evaluation at a time, of a few patches: a batch of all of them may not fit into memory.
     losses = jax.lax.map(lost, jnp.asarray(covers), batch_size=min(at_a_time, len(covers)))

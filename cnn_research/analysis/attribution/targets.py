@@ -87,21 +87,35 @@ def layer_output(layers: Mapping[str, Any], layer: str) -> Any:
     return layers[layer]
 
 
-def evaluate(
+def outputs(
     model: nn.Module,
     variables: Mapping[str, Any],
     images: Float[Array, "batch height width channels"],
-    target: Target,
     added: dict[str, Array] | None = None,
-) -> tuple[Float[Array, " batch"], dict[str, Array]]:
-    """Returns the target's score of each image, and the outputs of the network's layers by name.
+) -> tuple[Any, dict[str, Array]]:
+    """Returns what a network says of images, and the outputs of its layers by name.
 
     Args:
       model: the network.
       variables: its parameters, and statistics where it has any.
       images: as the network takes them.
-      target: gives the scores.
       added: what to add to layers' outputs, by name; the gradient at a layer is that at a zero which is added to it.
     """
-    result, layers = taps.record(lambda: model.apply(variables, images, train=False), added)
-    return target(result, layers), layers
+    return taps.record(lambda: model.apply(variables, images, train=False), added)
+
+
+def evaluate(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Float[Array, "batch height width channels"],
+    target: Target,
+) -> Float[Array, " batch"]:
+    """Returns the target's score of each image.
+
+    Args:
+      model: the network.
+      variables: its variables.
+      images: as the network takes them.
+      target: gives the scores.
+    """
+    return target(*outputs(model, variables, images))

@@ -150,24 +150,23 @@ def activations(view: View) -> Pictures:
 def top_patches(view: View) -> Pictures:
     """The images and patches of the data set that excite a channel most."""
     for layer, found, channels in _strongest(view):
-        rows = [[panel for panel, _ in _patches(view, layer, found, channel)] for channel in channels]
+        rows = [_cut(view, layer, found, channel, _pixels(view, found, channel)) for channel in channels]
         title = f"{layer}: the patches that excite a channel most"
         yield f"top_patches_{_plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title)
 
 
 def deconvnet(view: View) -> Pictures:
-    """Top patches, and beside them their neuron's projection to the pixels."""
+    """Top patches, and before them their neuron's projection to the pixels."""
     for layer, found, channels in _strongest(view):
         project = jax.jit(functools.partial(_project, view.run.model, layer))
         rows = []
         for channel in channels:
-            examples, places = found.examples[channel], found.positions[channel]
-            inputs = view.prepare(jnp.asarray(view.data[examples]))
-            wanted = jnp.full(len(examples), channel), jnp.asarray(places)
+            inputs = view.prepare(jnp.asarray(view.data[found.examples[channel]]))
+            wanted = jnp.full(len(inputs), channel), jnp.asarray(found.positions[channel])
             projected = np.asarray(project(view.run.variables, inputs, *wanted))
-            cut = _patches(view, layer, found, channel)
-            reliefs = [Panel(sheets.relief(each[window])) for each, (_, window) in zip(projected, cut, strict=True)]
-            rows.append([*reliefs, *(panel for panel, _ in cut)])
+            reliefs = np.stack([sheets.relief(each) for each in projected])
+            pixels = _pixels(view, found, channel)
+            rows.append([panel for each in (reliefs, pixels) for panel in _cut(view, layer, found, channel, each)])
         title = f"{layer}: deconvnet's projections of the strongest values, and the patches that they come from"
         yield f"deconvnet_{_plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title, 0.8)
 
@@ -417,14 +416,16 @@ def _strongest(view: View) -> Iterator[tuple[str, patches.Strongest, list[int]]]
         yield layer, found, sorted(alive[np.argsort(-found.values[alive, 0], kind="stable")][:CHANNELS].tolist())
 
 
-def _patches(view: View, layer: str, found: patches.Strongest, channel: int) -> list[tuple[Panel, tuple[slice, slice]]]:
-    """Returns a channel's patches as panels, and where in their images they are."""
+def _pixels(view: View, found: patches.Strongest, channel: int) -> np.ndarray:
+    """Returns the images that excite a channel most, in 0..1."""
+    return view.pixels(view.prepare(jnp.asarray(view.data[found.examples[channel]])))
+
+
+def _cut(view: View, layer: str, found: patches.Strongest, channel: int, pictures: np.ndarray) -> list[Panel]:
+    """Returns what a channel's strongest values see of pictures of their images."""
     row = row_of(layers_of(view.run.model, view.shape), layer)
-    pixels = view.pixels(view.prepare(jnp.asarray(view.data[found.examples[channel]])))
-    windows = [
-        patches.window(row, (int(place[0]), int(place[1])), view.shape[:2]) for place in found.positions[channel]
-    ]
-    return [(Panel(picture[window]), window) for picture, window in zip(pixels, windows, strict=True)]
+    places = found.positions[channel].tolist()
+    return [Panel(patches.cut(each, row, tuple(place))) for each, place in zip(pictures, places, strict=True)]
 
 
 def _output_size(view: View) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def sheet(rows: Sequence[Sequence[Panel]], names: Sequence[str] = (), title: str
     titled = 0.2 if any(panel.title for row in rows for panel in row) else 0.0
     gap = 0.05
     # All in inches, from the page's upper left corner.
-    left = 0.1 + 0.085 * max(map(len, names), default=0)
+    left = 0.1 + 0.065 * max(map(len, names), default=0)
     top = 0.35 if title else 0.08
     wide, high = side * shape + gap, side + gap + titled
     width, height = max(left + columns * wide + gap, 0.1 * len(title)), top + len(rows) * high + gap

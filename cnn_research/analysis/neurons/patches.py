@@ -80,19 +80,23 @@ def strongest(
     return Strongest(values[order, channels], order, places[order, channels])
 
 
-def window(row: Row | None, position: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
-    """Returns the part of the image that a value sees, as far as it lies within the image.
+def cut(
+    image: Float[np.ndarray, "height width channels"], row: Row | None, position: tuple[int, int], fill: float = 1.0
+) -> Float[np.ndarray, "patch_height patch_width channels"]:
+    """Returns the part of an image that a value sees; along an axis on which that is as large as the image, all of it.
 
     Args:
+      image: any.
       row: of the layer, whose receptive field and jump say it; without these it is the whole image.
       position: (row, column) in the layer's maps.
-      size: height and width of the image.
+      fill: what lies beyond the image's border.
     """
     if not (row and row.receptive_field and row.first_pixel and row.jump):
-        return slice(0, size[0]), slice(0, size[1])
-    starts = [first + jump * index for first, jump, index in zip(row.first_pixel, row.jump, position, strict=True)]
-    vertical, horizontal = (
-        slice(max(0, int(start)), min(side, int(start) + extent))
-        for start, extent, side in zip(starts, row.receptive_field, size, strict=True)
-    )
-    return vertical, horizontal
+        return image
+    for axis, side in enumerate(image.shape[:2]):
+        extent = row.receptive_field[axis]
+        if extent < side:
+            widths = [(extent, extent) if each == axis else (0, 0) for each in range(3)]
+            start = extent + row.first_pixel[axis] + int(row.jump[axis] * position[axis])
+            image = np.pad(image, widths, constant_values=fill).take(range(start, start + extent), axis)
+    return image

@@ -9,7 +9,7 @@ import pytest
 
 from cnn_research.analysis.attribution.cams import layers_of, row_of
 from cnn_research.analysis.neurons.batches import in_batches
-from cnn_research.analysis.neurons.patches import strongest, window
+from cnn_research.analysis.neurons.patches import cut, strongest
 from cnn_research.analysis.table import Row
 from cnn_research.errors import UserError
 from cnn_research.models import create
@@ -47,12 +47,17 @@ def test_layers_without_maps_are_refused():
         strongest(MODEL, VARIABLES, IMAGES, "C9", prepare=prepare)
 
 
-def test_a_window_is_what_the_value_depends_on():
+def test_a_patch_is_what_the_value_depends_on():
+    image = np.arange(32 * 32.0).reshape(32, 32, 1)
     row = row_of(layers_of(MODEL, (32, 32, 1)), "S4_activation")
-    assert window(row, (2, 4), (32, 32)) == (slice(8, 24), slice(16, 32))
-    bordered = Row("layer", "Conv", receptive_field=(7, 7), first_pixel=(-3, -3), jump=(2, 2))
-    assert window(bordered, (0, 4), (11, 11)) == (slice(0, 4), slice(5, 11))
-    assert window(Row("layer", "Dense"), (0, 0), (5, 6)) == (slice(0, 5), slice(0, 6))
+    np.testing.assert_array_equal(cut(image, row, (2, 4)), image[8:24, 16:32])
+    bordered = Row("layer", "Conv", receptive_field=(7, 40), first_pixel=(-3, -20), jump=(2, 2))
+    patch = cut(image, bordered, (0, 4), fill=-1.0)
+    assert patch.shape == (7, 32, 1)  # wider than the image: all of it
+    assert (patch[:3] == -1).all()
+    np.testing.assert_array_equal(patch[3:], image[:4])
+    np.testing.assert_array_equal(cut(image, bordered, (16, 4), fill=-1.0)[:3], image[29:])
+    assert cut(image, Row("layer", "Dense"), (0, 0)) is image
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])

@@ -313,7 +313,7 @@ YOLO = Case(
         "kernel_init": "glorot_uniform",
         "num_classes": 7,
     },
-    lambda fields: (2, 32, 32, 3),
+    lambda fields: (2, 64, 64, 3),
     needs={"body_layer": {"body": "vgg11", "body_layer": "pool2"}},
 )
 

@@ -53,6 +53,10 @@ def run(main: Callable[[], None]) -> None:
             _bug()
         # A path that cannot be read or written, a full disk.
         distributed.end(2, f"error: {error.filename}: {error.strerror}")
+    except ImportError as error:
+        if not str(error).startswith("Please install"):  # fsspec's, of what reads a bucket
+            _bug()
+        distributed.end(2, f'error: {error}: pip install -e ".[gcs]"')
     except Exception:
         _bug()
 

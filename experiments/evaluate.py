@@ -2,13 +2,15 @@
 
 python -m experiments.evaluate --workdir=runs/digits_lenet5
 
-Where objects or pixels have classes, a table of them comes first. Where pixels have, `--out=DIR` gets it as
-`per_class.md` beside `worst.png`, the images with the lowest mean IoU. `--cells=1` says that pixels of class 1 are the
-inside of cells, and adds the scores of membranes: the best Rand F-score over all thresholds, and the warping error.
+Where objects or pixels have classes, a table of them comes first, and `--out=DIR` gets it as `per_class.md` beside
+`worst.png`: the images with the lowest mean IoU, or the lowest AP50. Objects also get `curves.png`, precision against
+recall. `--cells=1` says that pixels of class 1 are the inside of cells, and adds the scores of membranes: the best Rand
+F-score over all thresholds, and the warping error.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +32,8 @@ from experiments.markdown import markdown_table
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
 _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or latest, or best")
 _SPLIT = flags.DEFINE_string("split", "", "with TFDS's slicing, such as train[:10%]; the run's test split unless given")
-_OUT = flags.DEFINE_string("out", "", "segmentation: the folder for the table and the worst images")
+_OUT = flags.DEFINE_string("out", "", "segmentation, detection: the folder for the table and the worst images")
+_SCORE = flags.DEFINE_float("score", 0.3, "detection: the least score of what is drawn into worst.png")
 _WORST = flags.DEFINE_integer("worst", 8, "images in worst.png", lower_bound=1)
 _CELLS = flags.DEFINE_integer("cells", -1, "segmentation: the class of the inside of cells; -1: there are none")
 
@@ -45,26 +48,37 @@ def main() -> None:
     processes.join()
     run = analysis.load_run(_WORKDIR.value, _STEP.value)
     dense = run.config.task == "segmentation"
-    if not dense and (_OUT.value or _CELLS.value >= 0):
-        raise UserError(f"--out and --cells are for runs of segmentation; this is one of {run.config.task}")
+    for flag, given, fits in (
+        ("--out", _OUT.value, dense or isinstance(run.task, AveragePrecision)),
+        ("--cells", _CELLS.value >= 0, dense),
+    ):
+        if given and not fits:
+            raise UserError(f"{flag} is not for runs of {run.config.task}; leave it out")
     split = _SPLIT.value or run.config.data.test
     measured = run.measure(split)
     if jax.process_index():
         return
     values = run.task.summarize(measured)
     if isinstance(run.task, AveragePrecision):
-        print("\n".join(per_class_of_objects(run, run.task, measured)), end="\n\n")
-    if dense:
-        table = per_class(run, measured["confusion"])
-        print("\n".join(table), end="\n\n")
+        show_table(per_class_of_objects(run, run.task, measured))
         if _OUT.value:
-            out = epath.Path(_OUT.value)
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "per_class.md").write_text("\n".join(table) + "\n")
-            draw_worst(run, split, out / "worst.png")
+            draw_objects(run, run.task, split, measured, epath.Path(_OUT.value))
+    if dense:
+        show_table(per_class(run, measured["confusion"]))
+        if _OUT.value:
+            draw_worst(run, split, epath.Path(_OUT.value) / "worst.png")
         if _CELLS.value >= 0:
             values |= cell_scores(run, split)
     print(json.dumps({"step": run.step, **{f"{split}/{name}": value for name, value in values.items()}}))
+
+
+def show_table(lines: list[str]) -> None:
+    """Prints a table, and writes it into `--out`."""
+    print("\n".join(lines), end="\n\n")
+    if _OUT.value:
+        out = epath.Path(_OUT.value)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "per_class.md").write_text("\n".join(lines) + "\n")
 
 
 def per_class(run: analysis.Run, confusion: np.ndarray) -> list[str]:
@@ -93,6 +107,36 @@ def per_class_of_objects(run: analysis.Run, task: AveragePrecision, measured: Se
     )
 
 
+def draw_objects(
+    run: analysis.Run, task: AveragePrecision, split: str, measured: Sequence[Record], out: epath.Path
+) -> None:
+    """Draws precision against recall, and the images with the lowest AP50."""
+    from cnn_research.analysis import boxes
+
+    curves = {run.class_names[label]: curve for label, curve in task.of_voc(measured)["curves"].items()}
+    _save(boxes.precision_recall(curves), out / "curves.png")
+    scores = np.array([task.of_voc([record])["mean"] for record in measured])  # NaN, which is last, without objects
+    worst = np.argsort(scores, kind="stable")[: _WORST.value].tolist()
+    source = open_split(run.config, split)
+    images, found, true = [], [], []
+    for index, example in zip(worst, source.read(worst), strict=True):
+        image, record = decode(example["image"], run.config.data.channels), measured[index]
+        size = np.tile(image.shape[:2], 2)
+        [names, true_names] = (
+            [run.class_names[label] for label in record[f"{kind}/classes"]] for kind in ("found", "true")
+        )
+        detections = zip(record["found/boxes"] / size, names, record["found/scores"].tolist(), strict=True)
+        images.append(image)
+        found.append([detection for detection in detections if detection[2] >= _SCORE.value])
+        true.append(list(zip(record["true/boxes"] / size, true_names, strict=True)))
+    _save(boxes.detection_grid(images, found, true, run.class_names), out / "worst.png")
+
+
+def _save(figure: Any, path: epath.Path) -> None:
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
 def segmented(run: analysis.Run, split: str) -> Iterator[Segmented]:
     """Yields a split's images with what is true and what is said of their pixels, at their own size."""
     source, masks = open_split(run.config, split), mask_spec(run.config)
@@ -115,9 +159,7 @@ def draw_worst(run: analysis.Run, split: str, path: epath.Path) -> None:
         worst = sorted([*worst, (score, index, (image, predicted, truth))], key=lambda row: row[:2])[: _WORST.value]
     titles = [f"{split} {index}: mean IoU {score:.1%}" for score, index, _ in worst]
     images, predictions, truths = zip(*(row for _, _, row in worst), strict=True)
-    figure = overlays.segmentation_grid(images, predictions, truths, run.class_names, titles)
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+    _save(overlays.segmentation_grid(images, predictions, truths, run.class_names, titles), path)
 
 
 def cell_scores(run: analysis.Run, split: str) -> dict[str, float]:

@@ -5,20 +5,22 @@ python -m experiments.sweep --config=experiments/configs/digits.py:lenet5 --work
 
 `--sweep` is a grid, or the name of one of the recipe's functions `sweep_<name>()`. Further `--config.…` flags apply to
 every arm. Each arm is an ordinary run directory; arms that are finished are not trained again, so the same command goes
-on after an interruption. `--report` tabulates again what there is.
+on after an interruption. `--report` tabulates again what there is. With `--executor=vmap` arms that differ in seeds,
+learning rates, weight decays or label smoothing alone are trained as one compiled program. With `--executor=slurm`,
+`sky` or `gke` each arm is a job of its own, an array on Slurm; the same command later sends again what has failed:
+
+python -m experiments.sweep --config=experiments/configs/cifar10.py:resnet20_cifar --sweep=skips --executor=sky \
+  --topology=v5e:2x2 --spot --workdir=gs://BUCKET/sweeps/skips --dry_run
 """
 
-import collections
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,109 +34,31 @@ from cnn_research import tasks
 from cnn_research.errors import UserError, nearest
 from cnn_research.training.signals import stop_requests
 from cnn_research.training.writers import write_text
-from experiments import command_line, sweep_report
-from experiments.arms import Arm, flag_arguments, make_arms
+from experiments import command_line, sweep_remote, sweep_report
+from experiments.arms import Arm, make_arms
+from experiments.executors import EXECUTORS, Executor, Outcome
 from experiments.sweep_results import pick
+from launch import remote
+from launch.job import parse_options
+from launch.topologies import parse
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a recipe, FILE.py or FILE.py:argument")
 _SWEEP = flags.DEFINE_string("sweep", "", 'a named sweep of the recipe, or a grid: "model.norm=none,batch; seed=0,1"')
 _WORKDIR = flags.DEFINE_string("workdir", "", "the sweep's directory, which holds a run's directory for each arm")
-_EXECUTOR = flags.DEFINE_string("executor", "local", "where the arms run: local")
-_JOBS = flags.DEFINE_integer("jobs", 1, "arms that run at once")
+_EXECUTOR = flags.DEFINE_string(
+    "executor", "local", "where the arms run: local; vmap: here, those alike as one program; slurm, sky, gke: as jobs"
+)
+_JOBS = flags.DEFINE_integer(
+    "jobs", 0, "arms that run at once; 0: locally one a GPU, or one; with vmap all that are alike", lower_bound=0
+)
 _METRIC = flags.DEFINE_string(
     "metric", "", "what to compare, such as test/loss; the task's primary metric unless given"
 )
+_TOPOLOGY = flags.DEFINE_string("topology", "", "slurm, sky, gke: the machines of an arm, h100:1x8, v5e:2x4")
+_OPTION = flags.DEFINE_multi_string("option", [], "slurm, sky, gke: NAME=VALUE of the target, see launch.submit --help")
+_SPOT = flags.DEFINE_bool("spot", False, "slurm, sky, gke: take machines that may be taken away")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "slurm, sky, gke: print what would be sent, and send nothing")
 _REPORT = flags.DEFINE_bool("report", False, "train nothing, only tabulate what there is")
-
-REPOSITORY = Path(__file__).parent.parent
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How an arm ended.
-
-    Attributes:
-      arm: which.
-      code: its exit code; a signal's number below zero.
-      seconds: from start to end.
-    """
-
-    arm: Arm
-    code: int
-    seconds: float
-
-
-# (arms, workdir, jobs, requests): yields each arm's outcome as it ends. `requests` holds a signal once the sweep is to
-# stop; the executor then passes it on, waits, and starts nothing more.
-Executor = Callable[[Sequence[Arm], Path, int, list[int]], Generator[Outcome, None, None]]
-Command = Callable[[Arm, Path], list[str]]
-
-
-def train_command(arm: Arm, directory: Path) -> list[str]:
-    """Returns the command that trains an arm.
-
-    Args:
-      arm: which.
-      directory: of its run.
-    """
-    script = [sys.executable, "-m", "experiments.train"]
-    return [*script, f"--config={arm.recipe}", *flag_arguments(arm.overrides), f"--workdir={directory}"]
-
-
-def run_locally(
-    arms: Sequence[Arm], workdir: Path, jobs: int, requests: list[int], command: Command = train_command
-) -> Generator[Outcome, None, None]:
-    """Runs arms as processes of this machine; an arm's output goes to `log.txt` in its directory.
-
-    Args:
-      arms: to run.
-      workdir: the sweep's directory.
-      jobs: arms that run at once.
-      requests: holds a signal once the sweep is to stop.
-      command: gives the command of an arm.
-
-    Yields:
-      The outcome of each arm that was started, as it ends.
-    """
-    waiting = collections.deque(arms)
-    running: dict[subprocess.Popen[bytes], tuple[Arm, float]] = {}
-    told = False
-    try:
-        while running or (waiting and not requests):
-            while waiting and len(running) < jobs and not requests:
-                arm = waiting.popleft()
-                running[_start(command(arm, workdir / arm.name), workdir / arm.name)] = (arm, time.monotonic())
-            for process in [process for process in running if process.poll() is not None]:
-                arm, began = running.pop(process)
-                if process.returncode == command_line.TRY_AGAIN:  # this machine is being taken away
-                    requests.append(signal.SIGTERM)
-                yield Outcome(arm, process.returncode, time.monotonic() - began)
-            if requests and not told:
-                told = True
-                for process in running:
-                    process.send_signal(requests[0])
-            time.sleep(0.05)
-    finally:
-        for process in running:
-            process.kill()
-
-
-def _start(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
-    directory.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    with (directory / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C reaches it once, from here, and not from the terminal as well
-            close_fds=False,  # it inherits the lock
-        )
-
-
-EXECUTORS: dict[str, Executor] = {"local": run_locally}
 
 
 def run_sweep(
@@ -246,19 +170,31 @@ def main() -> None:
         print(f"{text}\n{json.dumps(summary)}")
         return
     command_line.require("config", "sweep")
-    if _EXECUTOR.value not in EXECUTORS:
-        raise UserError(f"--executor={_EXECUTOR.value} is unknown; {nearest(_EXECUTOR.value, EXECUTORS)}")
-    if _JOBS.value < 1:
-        raise UserError(f"--jobs={_JOBS.value} must be at least 1")
-    if "://" in _WORKDIR.value:
-        raise UserError(f"--workdir={_WORKDIR.value}: a sweep keeps its runs in a local directory")
+    known = [*EXECUTORS, *remote.OPTIONS]
+    if _EXECUTOR.value not in known:
+        raise UserError(f"--executor={_EXECUTOR.value} is unknown; {nearest(_EXECUTOR.value, known)}")
+    elsewhere = _EXECUTOR.value in remote.OPTIONS
+    if not elsewhere and (_TOPOLOGY.value or _OPTION.value or _SPOT.value or _DRY_RUN.value):
+        raise UserError(f"--topology, --option, --spot and --dry_run are of {', '.join(remote.OPTIONS)}")
+    if "://" in _WORKDIR.value and not elsewhere:
+        raise UserError(f"--workdir={_WORKDIR.value}: a sweep on this machine keeps its runs in a local directory")
     flag = flags.FLAGS["config"]
     recipe, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     arms = make_arms(recipe, _SWEEP.value, overrides)
     config = arms[0].config
     metric = _METRIC.value or f"{config.data.test}/{tasks.create(config.task, **config.loss.to_dict()).primary_metric}"
-    workdir = Path(_WORKDIR.value).expanduser()
     description = {"config": recipe, "sweep": _SWEEP.value, "flags": overrides}
+    if elsewhere:
+        command_line.require("topology")
+        options = parse_options(_OPTION.value, remote.OPTIONS[_EXECUTOR.value])
+        target = sweep_remote.Target(_EXECUTOR.value, parse(_TOPOLOGY.value), options, _SPOT.value)
+        directory = epath.Path(_WORKDIR.value).expanduser()
+        if _DRY_RUN.value:
+            print(sweep_remote.preview(arms, directory, target))
+            return
+        print(json.dumps(sweep_remote.send_sweep(arms, directory, target, _JOBS.value, metric, description)))
+        return
+    workdir = Path(_WORKDIR.value).expanduser()
     summary, code = run_sweep(arms, workdir, EXECUTORS[_EXECUTOR.value], _JOBS.value, metric, **description)
     print(json.dumps(summary))
     sys.exit(code)

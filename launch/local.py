@@ -3,7 +3,7 @@
 python -m launch.local --processes=2 --devices=4 -- python -m experiments.train --config=… --workdir=…
 
 Each line of output is marked with its process. Ctrl-C and SIGTERM go to all of them. When one fails, the others are
-ended too, and the exit code is that of the first that failed.
+ended too, and the exit code is that of the first that failed. What does not end in time is killed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, NoReturn
 
 TRY_AGAIN = 75  # of a process that was asked to stop and saved; the others are about to end likewise
-GRACE = 30.0  # seconds that processes have to end by themselves
+GRACE = 60.0  # seconds that processes have to end by themselves, saving included
 POLL = 0.05  # seconds
 
 LOOPBACK = "127.0.0.1"
@@ -46,7 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--processes", type=int, default=2, help="how many to start (2)")
     parser.add_argument("--devices", type=int, default=4, help="virtual CPU devices of each (4)")
     parser.add_argument(
-        "--grace", type=float, default=GRACE, help=f"seconds that the others have to end once one has ({GRACE:g})"
+        "--grace",
+        type=float,
+        default=GRACE,
+        help=f"seconds to end in, after a signal or another process's end ({GRACE:g})",
     )
     parser.add_argument("command", nargs="+", help="what each process runs, after --")
     options = parser.parse_args(arguments)
@@ -62,7 +65,7 @@ def run(command: Sequence[str], processes: int = 2, devices: int = 4, grace: flo
       command: a program and its arguments.
       processes: how many.
       devices: virtual CPU devices of each.
-      grace: seconds that the others have to end once one has; then they are killed.
+      grace: seconds that they have to end once a signal asked to or one of them failed; then they are killed.
 
     Returns:
       0, or the exit code of the first process that failed; 128 and the signal's number where one ended it.
@@ -70,12 +73,12 @@ def run(command: Sequence[str], processes: int = 2, devices: int = 4, grace: flo
     port = _free_port()
     output = _Output()
     children: list[subprocess.Popen[str]] = []
-    with _forwarded(children):
+    with _forwarded(children) as signals:
         try:
             for index in range(processes):
                 children.append(_start(command, environment(index, processes, devices, port)))
                 output.follow(index, children[-1])
-            return _wait(children, grace)
+            return _wait(children, signals, grace)
         except OSError as error:
             _say(f"cannot start {command[0]!r}: {error.strerror}")
             return 2
@@ -127,38 +130,42 @@ def _start(command: Sequence[str], variables: dict[str, str]) -> subprocess.Pope
 
 
 @contextlib.contextmanager
-def _forwarded(children: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
-    """Passes Ctrl-C and SIGTERM on to the children."""
+def _forwarded(children: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
+    """Passes Ctrl-C and SIGTERM on to the children; yields the list of what was passed on."""
+    signals: list[int] = []
 
     def forward(number: int, _: object) -> None:
+        signals.append(number)
         for child in children:
             _end(child, number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _wait(children: Sequence[subprocess.Popen[str]], grace: float) -> int:
-    """Waits until all have ended, and ends those that outlive the first to fail."""
+def _wait(children: Sequence[subprocess.Popen[str]], signals: Sequence[int], grace: float) -> int:
+    """Waits until all have ended, and ends those that outlive a signal or the first to fail."""
     failed: subprocess.Popen[str] | None = None
     deadline = float("inf")
     while alive := [child for child in children if child.poll() is None]:
         if failed is None and (failed := next((child for child in children if child.returncode), None)):
-            deadline = time.monotonic() + grace
+            deadline = min(deadline, time.monotonic() + grace)
             if failed.returncode != TRY_AGAIN:
                 _say(f"process {children.index(failed)} {_how(failed.returncode)}; ending the others")
                 for child in alive:
                     _end(child, signal.SIGTERM)
+        if signals and deadline == float("inf"):
+            deadline = time.monotonic() + grace
         if time.monotonic() > deadline:
             names = ", ".join(str(children.index(child)) for child in alive)
             _say(f"process {names} did not end within {grace:g} s; killed")
             for child in alive:
                 _end(child, signal.SIGKILL)
-            deadline = float("inf")
+                child.wait()
         time.sleep(POLL)
     failed = failed or next((child for child in children if child.returncode), None)
     if failed is None:

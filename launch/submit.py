@@ -14,27 +14,16 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-import yaml
-
 from cnn_research.errors import UserError
-from launch.gke import jobset
+from launch import remote
 from launch.job import TRY_AGAIN, Job, make_name, parse_options
-from launch.skypilot import task
-from launch.slurm import job as slurm
+from launch.remote import REPOSITORY
 from launch.topologies import LOCAL, parse
 
-REPOSITORY = Path(__file__).parent.parent
-OPTIONS: dict[str, Mapping[str, str]] = {
-    "sky": task.OPTIONS,
-    "gke": jobset.OPTIONS,
-    "slurm": slurm.OPTIONS,
-    "local": {},
-}
+OPTIONS: dict[str, Mapping[str, str]] = {**remote.OPTIONS, "local": {}}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,15 +84,10 @@ def main(arguments: Sequence[str]) -> int:
     if flags.on == "local":
         command = local_command(job)
         return _show(shlex.join(command)) if flags.dry_run else run_until_done(command)
-    if flags.on == "slurm":
-        wanted = slurm.parameters(job, options)
-        if flags.dry_run:
-            return _show(_yaml({"command": [sys.executable, *job.module], "parameters": wanted}))
-        return _show(f"job {slurm.submit(job, options)}")
-    if flags.on == "sky":
-        return _send(task.render(job, options), lambda path: task.command(path, job), flags.dry_run)
-    document = jobset.render(job, options)
-    return _send(document, jobset.command, flags.dry_run, f"# The nodes of a slice, once: {jobset.node_pool(job)}\n")
+    if flags.dry_run:
+        return _show(remote.preview(flags.on, [job], options))
+    [known] = remote.send(flags.on, [job], options)
+    return _show(f"job {known}")
 
 
 def local_command(job: Job) -> list[str]:
@@ -151,35 +135,6 @@ def run_until_done(command: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _send(document: dict[str, Any], command: Callable[[str], list[str]], dry_run: bool, notes: str = "") -> int:
-    """Hands a document to the program that sends it, or prints both."""
-    if dry_run:
-        return _show(f"# {shlex.join(command('FILE'))}\n{notes}{_yaml(document)}")
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(_yaml(document))
-        file.flush()
-        words = command(file.name)
-        try:
-            return subprocess.run(words, cwd=REPOSITORY).returncode
-        except FileNotFoundError:
-            raise UserError(f"{words[0]} is not installed; see the README beside its launcher") from None
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes scripts as they are, line by line."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)
-
-
-def _yaml(document: dict[str, Any]) -> str:
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 def _show(text: str) -> int:

@@ -1,6 +1,6 @@
-"""Pictures of boxes: what is said of an image and what is true, over the image."""
+"""Pictures of boxes: what is said of an image and what is true, over the image; and curves of how well that agrees."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cnn_research.analysis.figures import CRISP_BELOW, DPI, INK, LINES, TRUE
+from cnn_research.metrics.detection import Curve
 
 GUESS = LINES[1]
 
@@ -70,6 +71,22 @@ def detection_grid(
                 left, top, f"{name} {score:.0%}", size=7, color="white", va="bottom", parse_math=False,
                 bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.8}, clip_on=True,
             )  # fmt: skip
+    return figure
+
+
+def precision_recall(curves: Mapping[str, Curve]) -> Figure:
+    """Draws precision against recall, a line a class.
+
+    Args:
+      curves: by the names of the classes.
+    """
+    figure = Figure(figsize=(4.6, 3.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for index, (name, curve) in enumerate(curves.items()):
+        style = "-" if index < len(LINES) else "--"
+        axes.plot(curve.recall, curve.precision, style, color=LINES[index % len(LINES)], label=name, linewidth=1.3)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(loc="lower left", fontsize=8, frameon=False)
     return figure
 
 

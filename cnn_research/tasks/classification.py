@@ -26,7 +26,7 @@ class Classification:
     constant j.
 
     Attributes:
-      label_smoothing: ε in the target (1 - ε) onehot + ε / num_classes.
+      label_smoothing: ε in the target (1 - ε) onehot + ε / num_classes; an array in a program of several runs.
       criterion: cross_entropy or map.
       rubbish_penalty: j > 0 of `map`: a wrong class is pushed away only while its penalty is below about j. The paper
         gives no value. Where j is far below the right class's penalty (tens, for LeNet-5's 84-unit codes) eq. 9 is the
@@ -34,14 +34,14 @@ class Classification:
         the cross-entropy.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: float | Array = 0.0
     criterion: str = "cross_entropy"
     rubbish_penalty: float = 30.0
 
     primary_metric: ClassVar[str] = "accuracy"
 
     def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
+        if not isinstance(self.label_smoothing, jax.Array) and not 0 <= self.label_smoothing < 1:
             raise UserError(f"loss.label_smoothing={self.label_smoothing} is no share; give a number from 0 to below 1")
         if self.criterion not in CRITERIA:
             raise UserError(f"loss.criterion={self.criterion!r} is unknown; {nearest(self.criterion, CRITERIA)}")
@@ -162,7 +162,7 @@ class Classification:
         }
 
     def _losses(
-        self, logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"], smoothing: float
+        self, logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"], smoothing: float | Array
     ) -> Float[Array, " batch"]:
         """The criterion of each example."""
         log_normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -170,5 +170,6 @@ class Classification:
             log_normalizer = jnp.logaddexp(log_normalizer, -self.rubbish_penalty)
         losses = log_normalizer - logits
         of_label = jnp.take_along_axis(losses, labels[:, None], axis=-1)[:, 0]
-        # Without smoothing a class of probability zero, an infinite loss, must not be multiplied by it.
-        return (1 - smoothing) * of_label + smoothing * losses.mean(axis=-1) if smoothing else of_label
+        if not isinstance(smoothing, jax.Array) and not smoothing:
+            return of_label  # a class of probability zero, an infinite loss, must not be multiplied by zero
+        return (1 - smoothing) * of_label + smoothing * losses.mean(axis=-1)

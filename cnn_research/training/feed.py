@@ -92,17 +92,27 @@ class Feed:
 
     def __call__(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Yields the batches of the steps from `start` to before `stop`, on the devices."""
+        return map(self.parallel.place, self.blocks(start, stop))
+
+    def blocks(self, start: int, stop: int) -> Iterator[batches.Batch]:
+        """Yields this process's blocks of these batches, on the host."""
         block = self.parallel.block(len(self.order(0)[0]))
         if self.data:
             for step in range(start, stop):
                 indices, mask = self.order(step)
-                yield self.parallel.place({"index": indices[block].astype(np.int32), "example_mask": mask[block]})
+                yield {"index": indices[block].astype(np.int32), "example_mask": mask[block]}
         else:
-            for batch in batches.stream(self.source, self.order, self.spec, range(start, stop), block, self.workers):
-                yield self.parallel.place(batch)
+            yield from batches.stream(self.source, self.order, self.spec, range(start, stop), block, self.workers)
 
 
-def make_feed(source: Source, order: Order, data: ConfigDict, parallel: Jit, spec: ImageSpec | None = None) -> Feed:
+def make_feed(
+    source: Source,
+    order: Order,
+    data: ConfigDict,
+    parallel: Jit,
+    spec: ImageSpec | None = None,
+    resident: dict[str, jax.Array] | None = None,
+) -> Feed:
     """Returns the feed that `config.data` asks for.
 
     A split is resident where `data.resident` says so and its images are the same at every step. Random windows that the
@@ -114,6 +124,7 @@ def make_feed(source: Source, order: Order, data: ConfigDict, parallel: Jit, spe
       data: `config.data`.
       parallel: how batches lie on the devices.
       spec: what images are brought to: `train_spec`, `eval_spec`, or `image_spec` unless given.
+      resident: the `data` of another feed of the same split and spec, to be shared.
 
     Raises:
       UserError: the examples are not those that the task needs.
@@ -123,8 +134,8 @@ def make_feed(source: Source, order: Order, data: ConfigDict, parallel: Jit, spe
     for key in (source.image, target):
         if key not in source.features:
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
-    content: dict[str, Any] = {}
-    if _is_resident(source, data, spec):
+    content: dict[str, Any] = resident or {}
+    if not resident and _is_resident(source, data, spec):
         content = batches.load_all(source, spec)
         del content["example_mask"]  # a batch brings its own
         content = parallel.spread(parallel.replicate(content))

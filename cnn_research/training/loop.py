@@ -1,16 +1,14 @@
-"""The loop: one for every task. Resuming, stopping, NaN and the writing of all files happen here."""
+"""The loop: one for every task, and for one run or several in one program. Resuming and stopping happen here."""
 
 import contextlib
 import json
-import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import filelock
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -21,15 +19,18 @@ from cnn_research.errors import UserError
 from cnn_research.training import config as configs
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.evaluation import Evaluator, check_classes, class_names, open_split
-from cnn_research.training.feed import Feed, make_feed, train_spec
-from cnn_research.training.initialize import initial_variables
+from cnn_research.training.feed import make_feed, train_spec
 from cnn_research.training.parallel import Jit, make_parallel
-from cnn_research.training.postmortem import write_postmortem
 from cnn_research.training.program import Program, make_program
 from cnn_research.training.progress import Progress, describe
+from cnn_research.training.run import NotFiniteError, Run, last_state
 from cnn_research.training.signals import Stopped, agreed_stop
-from cnn_research.training.state import TrainState
-from cnn_research.training.writers import Writer, environment, write_text
+from cnn_research.training.together import check_alike, join
+from cnn_research.training.writers import environment, write_text
+
+# Steps that the host may be ahead of the devices. XLA's CPU client hangs for good with 32 of them where several devices
+# wait for each other: the threads that are to run a step all wait for room to begin another one.
+IN_FLIGHT = 16
 
 
 def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Device] = ()) -> dict[str, Any]:
@@ -48,39 +49,91 @@ def train(config: ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Dev
       UserError: the config, the data or the directory is not right, or the loss stopped being finite.
       Stopped: a signal asked to stop; the run is saved.
     """
-    workdir = epath.Path(workdir).expanduser()
-    train_source, test_source = (open_split(config, config.data[split]) for split in ("train", "test"))
-    config = _with_facts(config, len(train_source), class_names(train_source, config))
-    check_classes(train_source, config)
-    program = make_program(config)
-    parallel = make_parallel(config.parallel, devices, config.get("shard_state", "off"))
-    parallel.block(config.batch_size, config.accumulate)  # refuses what does not divide, before anything is written
-    _check_directory(config, workdir)
-    if (workdir / "result.json").exists():
-        return json.loads((workdir / "result.json").read_text())
-
-    with _locked(workdir):
-        result = _train(program, parallel, train_source, test_source, workdir)
-        if jax.process_index() == 0:
-            write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    return result
+    (outcome,) = train_together([config], [workdir], devices)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
 
 
-def _train(
-    program: Program, parallel: Jit, train_source: Source, test_source: Source, workdir: epath.Path
-) -> dict[str, Any]:
+def train_together(
+    configs: Sequence[ConfigDict], workdirs: Sequence[epath.PathLike], devices: Sequence[jax.Device] = ()
+) -> list[dict[str, Any] | UserError]:
+    """Trains runs that differ in scalars as one program, each as `train` would; one that fails leaves the others be.
+
+    Args:
+      configs: of the runs; they differ in their seeds and in `together.TRACED` at most.
+      workdirs: the runs' directories.
+      devices: to train on, with `jit`; all there are unless given.
+
+    Returns:
+      Each run's result, or what is wrong with it.
+
+    Raises:
+      UserError: the data or what the configs share is not right.
+      Stopped: a signal asked to stop; the runs are saved.
+    """
+    first = configs[0]
+    train_source, test_source = (open_split(first, first.data[split]) for split in ("train", "test"))
+    names = class_names(train_source, first)
+    configs = [_with_facts(config, len(train_source), names) for config in configs]
+    check_alike(configs)
+    check_classes(train_source, first)
+    parallel = make_parallel(first.parallel, devices, first.get("shard_state", "off"))
+    parallel.block(first.batch_size, first.accumulate)  # refuses what does not divide, before anything is written
+
+    outcomes: dict[int, dict[str, Any] | UserError] = {}
+    begun: dict[int, Run] = {}
+    with contextlib.ExitStack() as closing:
+        for index, (config, workdir) in enumerate(zip(configs, map(_expanded, workdirs), strict=True)):
+            try:
+                program = make_program(config)
+                _check_directory(config, workdir)
+                if (workdir / "result.json").exists():
+                    outcomes[index] = json.loads((workdir / "result.json").read_text())
+                    continue
+                closing.enter_context(_locked(workdir))
+                others = [*begun.values()]
+                begun[index] = _begin(program, parallel, train_source, test_source, workdir, others, closing)
+            except UserError as error:
+                outcomes[index] = error
+        # Runs that were interrupted between their checkpoints are at different steps.
+        starts = {index: run.step for index, run in begun.items()}
+        for step in sorted({*starts.values()}):
+            _Loop([begun[index] for index, start in starts.items() if start == step], parallel).run()
+    return [outcomes[index] if index in outcomes else begun[index].outcome for index in range(len(configs))]
+
+
+def _expanded(workdir: epath.PathLike) -> epath.Path:
+    return epath.Path(workdir).expanduser()
+
+
+def _begin(
+    program: Program,
+    parallel: Jit,
+    train_source: Source,
+    test_source: Source,
+    workdir: epath.Path,
+    others: Sequence[Run],
+    closing: contextlib.ExitStack,
+) -> Run:
+    """Returns a run with its data and its state on the devices; what is the same as another's is shared with it."""
     config = program.config
     order = Shuffled(len(train_source), config.batch_size, config.seed)
-    feed = make_feed(train_source, order, config.data, parallel, train_spec(config))
-    evaluator = Evaluator(program.model, program.task, program.preprocessing, test_source, config, Jit(parallel.mesh))
+    shared = others[0].feed.data if others else None
+    feed = make_feed(train_source, order, config.data, parallel, train_spec(config), shared)
+    evaluator = (
+        others[0].evaluator
+        if others
+        else Evaluator(program.model, program.task, program.preprocessing, test_source, config, Jit(parallel.mesh))
+    )
     if jax.process_index() == 0:
         write_text(workdir / "config.json", configs.to_json(config))
         write_text(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-
     metric = f"{config.data.test}/{program.task.primary_metric}"
-    with Checkpoints(workdir, config.keep_last, config.keep_best, metric) as checkpoints:
-        state = _last_state(program, parallel, checkpoints)
-        return _Loop(workdir, program, parallel, feed, evaluator, checkpoints, state).run()
+    checkpoints = closing.enter_context(Checkpoints(workdir, config.keep_last, config.keep_best, metric))
+    state = last_state(program, parallel, checkpoints)
+    run = Run(workdir, program, feed, evaluator, checkpoints, state)
+    return closing.enter_context(contextlib.closing(run))
 
 
 @contextlib.contextmanager
@@ -133,157 +186,106 @@ def _check_directory(config: ConfigDict, workdir: epath.Path) -> None:
         raise UserError(f"workdir {workdir} holds a run of another config ({listed}); give another directory")
 
 
-def _last_state(program: Program, parallel: Jit, checkpoints: Checkpoints) -> TrainState:
-    """Returns the state of the last checkpoint, or the one to begin with, in the layout of `parallel`."""
-    layout = parallel.layout(program.abstract_state)
-    if checkpoints.steps:
-        key = parallel.replicate(jax.random.key(program.config.seed))
-        return checkpoints.restore(program.abstract_state, key, layout)
-    variables = initial_variables(program, parallel)
-    return jax.jit(program.init_state, out_shardings=layout)(variables)
-
-
 class _Loop:
-    """The steps from the state's to the last, and what happens between them."""
+    """The steps of runs that are as far as each other, to the last, and what happens between them."""
 
-    def __init__(
-        self,
-        workdir: epath.Path,
-        program: Program,
-        parallel: Jit,
-        feed: Feed,
-        evaluator: Evaluator,
-        checkpoints: Checkpoints,
-        state: TrainState,
-    ):
-        self.workdir, self.program, self.config = workdir, program, program.config
-        self.parallel, self.feed, self.evaluator, self.checkpoints = parallel, feed, evaluator, checkpoints
-        self.step = int(state.step)
-        self.metric = program.task.primary_metric
-        self.params = sum(x.size for x in jax.tree.leaves(state.params))
-        self.state = parallel.spread(state)
-        layout = parallel.layout(program.abstract_state)
-        self.step_function = parallel.compile(program.train_step(parallel.axis_name), layout)
-        self.writer = Writer(workdir, self.step, self.config.tensorboard)
-        self.progress = Progress(self.step, program.total_steps)
+    def __init__(self, runs: Sequence[Run], parallel: Jit):
+        self.runs, self.config = list(runs), runs[0].program.config
+        program = runs[0].program
+        self.step, self.total = runs[0].step, program.total_steps
+        self.together = join([run.program for run in runs], [run.feed for run in runs], parallel)
+        self.state = self.together.stack([run.take_state() for run in runs])
+        self.progress = Progress(self.step, self.total)
         self.pending: list[dict[str, jax.Array]] = []  # metrics on the device, of the steps since the last flush
-        self.seconds = self.writer.latest("seconds")  # of all processes that worked on the run, but for evaluation
-        self.compiled: tuple[int, float] | None = None  # step and seconds at the first flush, which compiling is before
-        self.latest: dict[str, float] = {}
 
-    def run(self) -> dict[str, Any]:
-        total, eval_every, checkpoint_every = (
-            self.program.total_steps,
-            self.program.steps("eval_every"),
-            self.program.steps("checkpoint_every"),
-        )
+    def run(self) -> None:
+        program = self.runs[0].program
+        eval_every, checkpoint_every = program.steps("eval_every"), program.steps("checkpoint_every")
         if self.step:
-            self.progress.say(f"goes on from step {self.step} of {total}")
-        evaluated: dict[str, float] = {}
+            self.progress.say(f"goes on from step {self.step} of {self.total}")
         self.clock = time.perf_counter()
-        profiler = _Profiler(self.config.profile, self.workdir)
+        profiler = _Profiler(self.config.profile, self.runs[0].workdir)
         closing = contextlib.closing
-        with agreed_stop(self.step) as asked_to_stop, closing(self.progress), closing(self.writer), closing(profiler):
-            for batch in self.feed(self.step, total):
+        with agreed_stop(self.step) as asked_to_stop, closing(self.progress), closing(profiler):
+            for batch in self.together.batches(self.step, self.total):
                 profiler.before(self.step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
-                    self.state, metrics = self.step_function(self.state, batch, self.feed.data)
+                    self.state, metrics = self.together.step(self.state, batch)
                 profiler.after(self.step, metrics)
                 self.pending.append(metrics)
+                if len(self.pending) > IN_FLIGHT:
+                    jax.block_until_ready(self.pending[-1 - IN_FLIGHT])
                 self.step += 1
                 stop = asked_to_stop(self.step)  # asked once: a signal may come at any time
-                evaluates = self.step % eval_every == 0 or self.step == total
-                saves = self.step % checkpoint_every == 0 or self.step == total or bool(stop)
+                evaluates = self.step % eval_every == 0 or self.step == self.total
+                saves = self.step % checkpoint_every == 0 or self.step == self.total or bool(stop)
                 if evaluates or saves or self.step % self.config.log_every == 0:
                     self.flush()
                 if evaluates:
-                    evaluated = self.evaluate()
+                    self.evaluate()
                 if saves:
-                    self.save(evaluated if evaluates else {})
-                if stop and self.step < total:
+                    self.each(lambda index, run: run.save(self.together.part(self.state, index)))
+                if not self.left():
+                    return
+                if stop and self.step < self.total:
                     raise Stopped(self.step, stop)
-            if not evaluated:  # killed between the last checkpoint and the result
-                evaluated = self.evaluate()
-        return {
-            "step": self.step,
-            **evaluated,
-            **self.latest,
-            "images_per_second": round(self.speed(), 1),
-            "seconds": round(self.seconds, 2),
-            "params": self.params,
-        }
+            # Killed between the last checkpoint and the result, a run is still to be evaluated.
+            if not all(run.evaluated for _, run in self.left()):
+                self.evaluate()
+            self.each(lambda _, run: run.finish())
+
+    def left(self) -> list[tuple[int, Run]]:
+        """Returns the runs that have not failed, with their places in the stack."""
+        return [(index, run) for index, run in enumerate(self.runs) if not isinstance(run.outcome, UserError)]
+
+    def each(self, action: Callable[[int, Run], None]) -> None:
+        """Does something with each run that is left; a fault is that run's own."""
+        for index, run in self.left():
+            try:
+                action(index, run)
+            except UserError as error:
+                run.outcome = error
+                if not self.left():
+                    self.state = None  # frees the devices' memory
+                if isinstance(error, NotFiniteError):
+                    run.outcome = run.examine(error)
+                if len(self.runs) > 1:
+                    self.progress.say(f"{run.workdir.name}: {run.outcome}")
 
     def flush(self) -> None:
-        """Fetches the metrics of the steps since the last flush, checks that they are finite, writes their means."""
+        """Fetches the metrics of the steps since the last flush, and has them checked and written."""
         if not self.pending:
             return
-        first = self.step - len(self.pending)
         fetched = jax.device_get(self.pending)  # waits for the steps
+        self.pending = []
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
-        values = {
-            name: np.array([np.ravel(metrics[name])[0] for metrics in fetched], np.float64) for name in fetched[0]
-        }
-        self.pending = []
-        bad = ~np.isfinite(values["loss"]) | ~np.isfinite(values["gradient_norm"])
-        if bad.any():
-            self.fail(
-                first + int(np.argmax(bad)), {name: float(value[np.argmax(bad)]) for name, value in values.items()}
-            )
-        self.seconds += seconds
-        self.compiled = self.compiled or (self.step, self.seconds)
-        means = {f"train/{name}": float(value.mean()) for name, value in values.items()}
-        means["train/learning_rate"] = float(values["learning_rate"][-1])
-        self.latest = {"train/loss": means["train/loss"]}
-        means["images_per_second"] = len(fetched) * self.config.batch_size / seconds
-        means["seconds"] = round(self.seconds, 3)
-        self.writer.write(self.step, means)
-        self.progress.update(self.step, means)
+        means: list[dict[str, float]] = []
 
-    def speed(self) -> float:
-        """Returns images/s from the first flush on, saving included; 0 if there were no steps after it."""
-        step, seconds = self.compiled or (self.step, 0.0)
-        steps = self.step - step
-        return steps * self.config.batch_size / (self.seconds - seconds) if steps else 0.0
+        def note(index: int, run: Run) -> None:
+            values = {
+                name: np.array([np.ravel(metrics[name])[index] for metrics in fetched], np.float64)
+                for name in fetched[0]
+            }
+            means.append(run.note(self.step, values, seconds))
 
-    def evaluate(self) -> dict[str, float]:
-        """Measures the network on the whole test split."""
+        self.each(note)
+        if means:
+            shown = {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
+            self.progress.update(self.step, {**shown, "images_per_second": len(means) * shown["images_per_second"]})
+
+    def evaluate(self) -> None:
+        """Measures the networks on the whole test split."""
         began = time.perf_counter()
-        values = self.evaluator(self.parallel.collect(self.state).evaluated)
-        named = {f"{self.config.data.test}/{name}": value for name, value in values.items()}
-        self.writer.write(self.step, named)
-        shown = {name: value for name, value in named.items() if name.split("/")[-1] in (self.metric, "loss")}
-        self.progress.say(f"step {self.step}  {describe(shown)}")
+
+        def measure(index: int, run: Run) -> None:
+            named = run.evaluate(self.together.part(self.state, index))
+            shown = {name: value for name, value in named.items() if name.split("/")[-1] in (run.metric, "loss")}
+            name = f"{run.workdir.name}  " if len(self.runs) > 1 else ""
+            self.progress.say(f"{name}step {self.step}  {describe(shown)}")
+
+        self.each(measure)
         self.clock += time.perf_counter() - began
-        return named
-
-    def save(self, metrics: dict[str, float]) -> None:
-        """Begins to write a checkpoint, of a finite state only."""
-        state = self.parallel.collect(self.state)
-        if not _all_finite(state.params):
-            self.fail(self.step, {"loss": math.nan})
-        self.checkpoints.save(state, metrics)
-
-    def fail(self, step: int, values: dict[str, float]) -> None:
-        """Writes the post-mortem of a step that was not finite and ends the run; the last good checkpoint stays."""
-        self.state = None  # frees the device's memory
-        state = _last_state(self.program, self.parallel, self.checkpoints)
-        report = write_postmortem(self.workdir, self.program, self.feed, self.step_function, state, step)
-        first = report["first"]
-        kept = (
-            f"the checkpoint of step {self.checkpoints.steps[-1]} stays"
-            if self.checkpoints.steps
-            else "there is no checkpoint yet"
-        )
-        raise UserError(
-            f"not finite at step {step}: {describe(values)}; first in the {first['kind']} of layer {first['layer']!r};"
-            f" see {self.workdir / 'postmortem'}; {kept}"
-        )
-
-
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 class _Profiler:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError, nearest
@@ -126,12 +127,15 @@ def _muon(config: ConfigDict, schedule: optax.Schedule, decay: Callable) -> opta
 OPTIMIZERS = {"sgd": _sgd, "nesterov": _nesterov, "adamw": _adamw, "lars": _lars, "lamb": _lamb, "muon": _muon}
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ConfigDict, schedule: optax.Schedule, weight_decay: Array | None = None
+) -> optax.GradientTransformation:
     """Returns the optimizer: clipping, the update rule with its decay, and nothing for what is frozen.
 
     Args:
       config: `config.optimizer`.
       schedule: learning rate by step.
+      weight_decay: in place of the config's, where it is traced.
 
     Raises:
       UserError: an unknown optimizer or a regex that is none.
@@ -144,6 +148,8 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
             raise UserError(f"optimizer.{field}={config[field]} is a decay: at least 0, below 1")
     if config.name not in OPTIMIZERS:
         raise UserError(f"optimizer.name={config.name!r} is unknown; {nearest(config.name, OPTIMIZERS)}")
+    if weight_decay is not None:
+        config = ConfigDict({**config.to_dict(), "weight_decay": weight_decay})
     optimizer = OPTIMIZERS[config.name](config, schedule, matches(config.decay, "optimizer.decay"))
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 from flax import linen as nn
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cnn_research import models, tasks
@@ -26,6 +27,9 @@ from cnn_research.training.durations import parse_steps
 from cnn_research.training.optimizers import make_optimizer, make_schedule, matches
 from cnn_research.training.state import TrainState, create_state, init_variables
 from cnn_research.training.step import Preprocessing, gather, make_train_step
+
+# Fields of the config that `Program.with_scalars` takes as arrays.
+TRACED = ("optimizer.learning_rate", "optimizer.weight_decay", "loss.label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,28 @@ class Program:
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the training state."""
         return jax.eval_shape(self.init_state, self.abstract_variables)
+
+    def with_scalars(self, values: Mapping[str, Array]) -> "Program":
+        """Returns the program with scalars of its config given as arrays, which may be traced.
+
+        Args:
+          values: by the names of `TRACED`, all that the config has; checked before, as floats, in configs of their own.
+        """
+        options = self.config.optimizer
+        unit = options.copy_and_resolve_references()
+        unit.learning_rate = 1.0
+        of_unit = make_schedule(unit, self.total_steps, self.steps_per_epoch)
+
+        def schedule(step: Any) -> Any:
+            return values["optimizer.learning_rate"] * of_unit(step)
+
+        smoothing = {name: values[f"loss.{name}"] for name in ("label_smoothing",) if f"loss.{name}" in values}
+        return dataclasses.replace(
+            self,
+            task=dataclasses.replace(self.task, **smoothing),  # type: ignore[type-var]
+            schedule=schedule,
+            optimizer=make_optimizer(options, schedule, values["optimizer.weight_decay"]),
+        )
 
     def train_step(self, axis_name: str | None = None) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
         """Returns `step(state, batch, data) -> (state, metrics)`, see `training.step` and `training.feed`."""

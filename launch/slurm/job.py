@@ -1,5 +1,6 @@
 """A run as a Slurm job that goes on when it has been stopped. https://github.com/facebookincubator/submitit."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -102,15 +103,16 @@ def parameters(job: Job, options: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def submit(job: Job, options: Mapping[str, str]) -> str:
-    """Sends a job.
+def submit(jobs: Sequence[Job], options: Mapping[str, str], at_once: int = 0) -> list[str]:
+    """Sends jobs, several as an array.
 
     Args:
-      job: to launch.
+      jobs: to launch, on the same machines.
       options: see `OPTIONS`.
+      at_once: jobs of an array that run at once; 0 is any number.
 
     Returns:
-      Its number.
+      Their numbers.
 
     Raises:
       UserError: submitit, or Slurm, is not there.
@@ -119,12 +121,16 @@ def submit(job: Job, options: Mapping[str, str]) -> str:
         import submitit
     except ImportError:
         raise UserError('submitit is not installed; pip install -e ".[launch]" brings it') from None
-    wanted = parameters(job, options)
-    folder = Path(job.workdir) / "slurm" if not job.in_bucket else Path("runs") / "slurm" / job.name
+    first, wanted = jobs[0], parameters(jobs[0], options)
+    folder = Path("runs") / "slurm" / first.name if first.in_bucket else Path(first.workdir) / "slurm"
     try:
         # How often the time of a job may run out.
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=1000)
     except RuntimeError as error:
         raise UserError(f"Slurm is not here, {error}; submit from one of its machines") from error
     executor.update_parameters(**wanted)
-    return executor.submit(Command([sys.executable, *job.module])).job_id
+    if len(jobs) > 1:
+        executor.update_parameters(slurm_array_parallelism=at_once or len(jobs))
+    with executor.batch() if len(jobs) > 1 else contextlib.nullcontext():
+        sent = [executor.submit(Command([sys.executable, *job.module])) for job in jobs]
+    return [job.job_id for job in sent]

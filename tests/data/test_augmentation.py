@@ -396,6 +396,8 @@ def test_mixing_needs_labels(field):
         ("aspect_ratio", (0.0, 1.0)),
         ("aspect_ratio", (1.0, float("inf"))),
         ("aspect_ratio", (1.0, 1.0, 1.0)),
+        ("scale_jitter", (0.0, 1.0)),
+        ("scale_jitter", (1.5, 0.5)),
         ("fill", (0.5, 2.0)),
         ("fill", (float("nan"),)),
     ],

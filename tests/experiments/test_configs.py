@@ -68,6 +68,14 @@ def test_every_dense_network_trains_by_the_recipes(path):
         assert logits.shape[2] >= size[1]
 
 
+@pytest.mark.parametrize("name", ["bccd", "shapes_detection"])
+def test_every_detector_trains_by_the_recipes(name):
+    for model in models.names("detection"):
+        program = training.make_program(command_line.load_config(f"experiments/configs/{name}.py:{model}"))
+        assert program.config.model.name == model
+        assert program.abstract_variables["params"]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_named_sweeps(path):
     """Each gives arms whose configs build."""

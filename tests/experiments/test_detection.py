@@ -44,7 +44,9 @@ def test_a_run_from_training_to_pictures(tmp_path):
     terms = ("center", "size", "object", "no_object", "class")
     assert last["train/loss"] == pytest.approx(sum(last[f"train/{term}"] for term in terms), rel=1e-4)
 
-    *table, _, printed = script("evaluate", f"--workdir={workdir}").splitlines()
+    *table, _, printed = script("evaluate", f"--workdir={workdir}", f"--out={out}", "--worst=2").splitlines()
+    assert (out / "per_class.md").read_text().splitlines() == table
+    assert {path.name for path in out.iterdir()} == {"per_class.md", "curves.png", "worst.png"}
     values = json.loads(printed)
     assert values["test/examples"] == 20
     assert values["test/ap50"] > 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cnn_research.errors import UserError
-from experiments import sweep
+from experiments import executors, sweep
 from experiments.arms import make_arms
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def fake_command(arm, directory):
 
 
 def execute(arms, workdir, jobs, requests):
-    return sweep.run_locally(arms, workdir, jobs, requests, command=fake_command)
+    return executors.run_locally(arms, workdir, jobs, requests, command=fake_command)
 
 
 def run_fake(workdir, grid, jobs=1):
@@ -132,10 +132,63 @@ def test_a_sweep_has_its_directory_for_itself(tmp_path):
 
 def test_train_command():
     (arm,) = make_arms(DIGITS, "optimizer.decay='a b'; config=lenet5", {"data.mean": (0.5,)})
-    assert sweep.train_command(arm, Path("runs/x"))[1:] == [
+    assert executors.train_command(arm, Path("runs/x"))[1:] == [
         "-m", "experiments.train", f"--config={DIGITS}:lenet5", "--config.data.mean=(0.5,)",
         "--config.optimizer.decay=a b", "--workdir=runs/x",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("devices", "jobs", "expected"),
+    [
+        ([], 0, [None]),
+        ([], 3, [None, None, None]),
+        (["0", "1"], 0, ["0", "1"]),
+        (["0", "1", "2"], 1, [None]),
+        (["0", "1", "2"], 2, ["0,2", "1"]),
+        (["GPU-a", "GPU-b"], 3, ["GPU-a", "GPU-b", "GPU-a"]),
+    ],
+)
+def test_arms_share_the_gpus(devices, jobs, expected):
+    found = executors.shares(devices, jobs)
+    assert [share.get("CUDA_VISIBLE_DEVICES") for share in found] == expected
+    several = len(devices) and jobs > len(devices)
+    assert [share.get("XLA_PYTHON_CLIENT_MEM_FRACTION") for share in found] == ["0.450" if several else None] * len(
+        found
+    )
+
+
+def test_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert executors.gpus() == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert executors.gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")
+    assert executors.gpus() == []  # no nvidia-smi
+
+
+def test_groups_are_what_one_program_can_train():
+    arms = make_arms(DIGITS, "model.norm=none,batch; seed=0,1; optimizer.learning_rate=0.1,0.2", {})
+    whole = executors.group(arms)
+    assert [[arm.fields["model.norm"] for arm in group.arms] for group in whole] == [["none"] * 4, ["batch"] * 4]
+    assert [len(group.arms) for group in executors.group(arms, most=3)] == [3, 1, 3, 1]
+    assert len({group.name for group in executors.group(arms, most=3)}) == 4
+
+
+def test_arms_of_one_program(tmp_path, capsys):
+    grid = "optimizer.learning_rate=0.02,1e30; seed=0,1"
+    common = {"duration": "10", "eval_every": "10", "tensorboard": "False"}
+    arms = make_arms(f"{REPOSITORY / DIGITS}:mlp", grid, common)
+    summary, code = sweep.run_sweep(arms, tmp_path, executors.run_together, 0, METRIC, sweep=grid)
+    assert code == 1
+    assert (summary["done"], len(summary["failed"])) == (2, 2)
+    err = capsys.readouterr().err
+    assert err.count("failed: error: not finite at step") == 2
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")]
+    assert [result["step"] for result in results] == [10, 10]
+    assert len({result["test/loss"] for result in results}) == 2
+    assert len(list(tmp_path.glob("together-*/log.txt"))) == 1
 
 
 def start(*arguments, cwd=REPOSITORY, **environment):
@@ -148,7 +201,9 @@ def start(*arguments, cwd=REPOSITORY, **environment):
     ("arguments", "message"),
     [
         (["--workdir=x", "--report"], "holds no sweep"),
-        (["--workdir=x", "--sweep=seed=0", "--executor=slurm"], "--executor=slurm is unknown; there is local"),
+        (["--workdir=x", "--sweep=seed=0", "--executor=sllurm"], "--executor=sllurm is unknown; did you mean 'slurm'"),
+        (["--workdir=x", "--sweep=seed=0", "--executor=slurm"], "--topology is missing"),
+        (["--workdir=x", "--sweep=seed=0", "--dry_run"], "--dry_run are of sky, gke, slurm"),
         (["--workdir=x", "--sweep=model.nrom=batch"], "did you mean 'model.norm'"),
     ],
 )
@@ -166,7 +221,7 @@ def test_faults_end_in_one_line(tmp_path, arguments, message):
 def test_end_to_end(tmp_path):
     """Trains two real arms, is stopped before the second, goes on, and reports; from another folder, too."""
     arguments = [
-        f"--config={REPOSITORY / DIGITS}:lenet5_modern", "--sweep=seed=0,1", f"--workdir={tmp_path / 'sweep'}",
+        f"--config={REPOSITORY / DIGITS}:mlp", "--sweep=seed=0,1", f"--workdir={tmp_path / 'sweep'}",
         "--config.duration=20", "--config.eval_every=10", "--config.tensorboard=false",
     ]  # fmt: skip
     environment = {"PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}

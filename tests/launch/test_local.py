@@ -95,6 +95,18 @@ print('ready')
     assert sorted(out.splitlines()) == [f"[{index}] got {number:d}" for index in range(2)]
 
 
+def test_one_that_does_not_listen_to_a_signal_is_killed():
+    script = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready')\n{WAIT}"
+    process = subprocess.Popen(
+        command(script, "--processes=1", "--grace=0.5"), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"[0] ready\n"
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert err == b"launch.local: process 0 did not end within 0.5 s; killed\n"
+
+
 def test_a_complaint_that_all_make_is_printed_once():
     script = "print('error: no such thing', file=sys.stderr); print('note', file=sys.stderr); sys.exit(2)"
     _, _, err = launch(script, "--processes=3")

@@ -12,8 +12,9 @@ import yaml
 
 from cnn_research.errors import UserError
 from launch import submit
-from launch.job import make_name, parse_options
+from launch.job import Job, make_name, parse_options
 from launch.slurm import job as slurm
+from launch.topologies import parse
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = ("--config=experiments/configs/digits.py:lenet5", "--workdir=gs://bucket/runs/digits_lenet5")
@@ -181,6 +182,26 @@ def test_submitit_runs_a_job_until_it_is_done(executor, tmp_path):
         jobs["2"].result()
     assert jobs["wait"].result() == 0
     assert {how: file.read_text() for how, file in files.items()} == {"75": "xx", "2": "x", "wait": "xx"}
+
+
+def test_several_jobs_for_slurm_are_an_array(submitit, tmp_path, monkeypatch):
+    """As submitit's own executor without Slurm takes them; they end at once, for there is no such recipe."""
+    made = []
+
+    def local(folder, cluster, **_):
+        made.append(real(folder, cluster="local"))
+        return made[0]
+
+    real = submitit.AutoExecutor
+    monkeypatch.setattr(submitit, "AutoExecutor", local)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    jobs = [Job(f"arm-{index}", parse("h100:1x1"), str(tmp_path / str(index)), ("--config=no.py",)) for index in "ab"]
+    first, second = slurm.submit(jobs, {}, at_once=1)
+    assert first != second
+    made[0].update_parameters(timeout_min=1)  # still of the local kind
+    for number in (first, second):
+        job = submitit.LocalJob(folder=tmp_path / "a" / "slurm", job_id=number)
+        assert "ended with exit code 2" in str(job.exception())
 
 
 @pytest.mark.parametrize(("code", "runs"), [(75, "xx"), (2, "x"), (0, "x")])

@@ -1,4 +1,7 @@
+from types import SimpleNamespace
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from cnn_research.data.augmentation import Augmentation
 from cnn_research.metrics import records
 from cnn_research.tasks import RecordTask
 from cnn_research.tasks.average_precision import AveragePrecision
+from cnn_research.training import evaluation
 from cnn_research.training.evaluation import Evaluator, open_split
 from cnn_research.training.parallel import make_parallel
 from cnn_research.training.program import make_program
@@ -40,7 +44,7 @@ class Oracle(AveragePrecision):
 
 
 @pytest.mark.parametrize("resize", ["stretch", "pad"])
-def test_records_are_of_whole_images_at_their_own_size(resize):
+def test_records_are_of_whole_images_at_their_own_size(resize, monkeypatch):
     """Whatever size the network sees, and in whatever batches; the truth has also those without room in a batch."""
     config = training.default_config("localizer", num_classes=4)
     config.data.update(name="shapes/32x24_train64_test20", image_size=(40, 44), resize=resize, max_objects=2)
@@ -59,6 +63,14 @@ def test_records_are_of_whole_images_at_their_own_size(resize):
         assert len(one["boxes"]) == len(one["scores"]) == min(2, len(boxes))
         for box, label in zip(one["boxes"], one["classes"], strict=True):
             assert ((np.abs(boxes - box) < 1e-4).all(axis=1) & (other["classes"] == label)).any()
+    # Of two processes each makes the records of every other example.
+    for index in (0, 1):
+        mine = SimpleNamespace(**vars(jax) | {"process_count": lambda: 2, "process_index": lambda index=index: index})
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation, "jax", mine)
+            patch.setattr(records, "gather", lambda made, places: made)
+            part = evaluator.measure({})
+        np.testing.assert_equal(records.split(part), (found[index::2], truth[index::2]))
     values = evaluator({})
     assert values["objects"] == sum(len(each["boxes"]) for each in truth)
     assert 0.5 < values["ap50"] < 1

@@ -64,6 +64,13 @@ def test_directory(whole, config):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "6"]
 
 
+def test_the_host_does_not_run_too_far_ahead(digits_config, tmp_path):
+    """XLA's CPU client hangs when several devices have 32 steps to do."""
+    config = digits_config("mlp")
+    config.update(duration="100", log_every=100, eval_every="100", checkpoint_every="100")
+    assert training.train(config, tmp_path)["step"] == 100
+
+
 def test_second_start_changes_nothing(whole, config):
     workdir, result = whole
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}

@@ -1,0 +1,172 @@
+"""One run as it is, or several that differ in scalars as one compiled program over their stacked states."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from cnn_research.errors import UserError
+from cnn_research.training import config as configs
+from cnn_research.training.feed import Feed
+from cnn_research.training.parallel import Jit
+from cnn_research.training.program import TRACED, Program
+from cnn_research.training.state import TrainState
+
+SCALARS = ("seed", *TRACED)  # what runs of one program may differ in
+
+
+def check_alike(several: Sequence[ConfigDict]) -> None:
+    """Refuses configs that are no one program.
+
+    Args:
+      several: of the runs.
+
+    Raises:
+      UserError: naming a field.
+    """
+    first = several[0]
+    for config in several[1:]:
+        if others := [field for field in configs.differences(first, config) if field not in SCALARS]:
+            raise UserError(f"runs of one program differ in {', '.join(SCALARS)} and nothing else, not {others[0]}")
+    if len(several) > 1 and (first.parallel, first.get("shard_state", "off")) != ("jit", "off"):
+        raise UserError("several runs are one program with parallel=jit and shard_state=off only")
+
+
+class Alone:
+    """A single run, with the interface of several."""
+
+    def __init__(self, program: Program, feed: Feed, parallel: Jit):
+        """Prepares the step.
+
+        Args:
+          program: of the run.
+          feed: its batches.
+          parallel: how a step runs on the devices.
+        """
+        self._feed, self._parallel = feed, parallel
+        self._step = step_alone(program, parallel)
+
+    def stack(self, states: Sequence[TrainState]) -> Any:
+        """Returns the states of the runs as the step takes them."""
+        return self._parallel.spread(states[0])
+
+    def part(self, state: Any, _: int) -> TrainState:
+        """Returns the state of the run of an index, on every device."""
+        return self._parallel.collect(state)
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """Yields the batches of the steps from `start` to before `stop`, on the devices."""
+        return self._feed(start, stop)
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Returns the next state, and the step's metrics: of each a value, or a row of the runs'."""
+        return self._step(state, batch, self._feed.data)
+
+
+class Stacked:
+    """Several runs as one program; each keeps its own seed, and with that its own order of examples."""
+
+    def __init__(self, programs: Sequence[Program], feeds: Sequence[Feed], parallel: Jit):
+        """Prepares the step.
+
+        Args:
+          programs: of the runs.
+          feeds: their batches, with the same resident data.
+          parallel: how a step runs on the devices.
+        """
+        seeds = [program.config.seed for program in programs]
+        self._feeds = dict(zip(seeds, feeds, strict=True))  # runs of one seed see the same batches
+        self._data = feeds[0].data
+        self._sharding = NamedSharding(parallel.mesh, PartitionSpec(None, *parallel.mesh.axis_names))
+        fields = [configs.flatten(program.config) for program in programs]
+        scalars = {
+            name: np.array([field[name] for field in fields], np.float32) for name in TRACED if name in fields[0]
+        }
+        self._settings = parallel.replicate(
+            scalars | {"feed": np.array([[*self._feeds].index(seed) for seed in seeds])}
+        )
+
+        def step(settings: dict[str, jax.Array], state: TrainState, batches: Any, data: Any) -> tuple[TrainState, Any]:
+            batch = jax.tree.map(lambda x: x[settings["feed"]], batches)
+            program = programs[0].with_scalars({name: settings[name] for name in scalars})
+            return program.train_step()(state, batch, data)
+
+        over_runs = side_by_side if parallel.mesh.devices.flat[0].platform == "cpu" else jax.vmap
+        mapped = over_runs(step, in_axes=(0, 0, None, None))
+        compiled = parallel.compile(lambda state, batch, data: mapped(data["settings"], state, batch, data["examples"]))
+        self._step = compiled
+
+    def stack(self, states: Sequence[TrainState]) -> Any:
+        """Returns the states of the runs as the step takes them."""
+        return jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))(*states)
+
+    def part(self, state: Any, index: int) -> TrainState:
+        """Returns the state of the run of an index, on every device."""
+        return _part(state, index)
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """Yields the batches of the steps from `start` to before `stop`, on the devices."""
+        for several in zip(*(feed.blocks(start, stop) for feed in self._feeds.values()), strict=True):
+            yield jax.device_put(jax.tree.map(lambda *x: np.stack(x), *several), self._sharding)
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Returns the next state, and the step's metrics: of each a value, or a row of the runs'."""
+        return self._step(state, batch, {"settings": self._settings, "examples": self._data})
+
+
+def join(programs: Sequence[Program], feeds: Sequence[Feed], parallel: Jit) -> Alone | Stacked:
+    """Returns the one way or the other.
+
+    Args:
+      programs: of the runs.
+      feeds: their batches, with the same resident data.
+      parallel: how a step runs on the devices.
+    """
+    return Alone(programs[0], feeds[0], parallel) if len(programs) == 1 else Stacked(programs, feeds, parallel)
+
+
+def step_alone(program: Program, parallel: Jit) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """Returns a run's own compiled step, `step(state, batch, data) -> (state, metrics)`.
+
+    Args:
+      program: of the run.
+      parallel: how the step runs on the devices.
+    """
+    return parallel.compile(program.train_step(parallel.axis_name), parallel.layout(program.abstract_state))
+
+
+def side_by_side(function: Callable, in_axes: Sequence[int | None]) -> Callable:
+    """Does what `jax.vmap` does, by a copy of the function for each of the runs.
+
+    With `vmap` the convolutions of several kernels become grouped ones, which are slow on CPUs. Eight LeNet-5 of batch
+    64 took 2.1 times as long as eight separate steps on two cores so, 4.0 times as a loop in the program
+    (`jax.lax.map`), and 0.65 times as copies, which compile as long as eight separate programs.
+
+    Args:
+      function: of arrays.
+      in_axes: 0 or None for each argument.
+    """
+
+    def copies(*arguments: Any) -> Any:
+        runs = len(jax.tree.leaves(arguments[in_axes.index(0)])[0])
+        outputs = [
+            function(
+                *(
+                    argument if axis is None else jax.tree.map(lambda x: x[run], argument)  # noqa: B023
+                    for argument, axis in zip(arguments, in_axes, strict=True)
+                )
+            )
+            for run in range(runs)
+        ]
+        return jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+    return copies
+
+
+@jax.jit
+def _part(tree: Any, index: Any) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)

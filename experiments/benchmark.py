@@ -15,6 +15,7 @@ Suites:
   conv: GFLOP/s of convolutions, forwards, by their input and by their kernel, beside those of a product of matrices;
     the ratio is over plain `lax`, and with --against=torch there is torch_ratio, over PyTorch.
   pool: milliseconds of max and average pooling; likewise.
+  attribute: images/s of each attribution, of whole batches; the ratio is over a loop over images.
 """
 
 import json
@@ -25,7 +26,7 @@ from etils import epath
 
 from cnn_research.errors import UserError, nearest
 from experiments import command_line
-from experiments.suites import conv, input, loop, pool, startup, train_step
+from experiments.suites import attribute, conv, input, loop, pool, startup, train_step
 
 _SUITE = flags.DEFINE_string("suite", "loop", "what to measure")
 _OUT = flags.DEFINE_string("out", "", "a file for the JSON object too")
@@ -39,6 +40,7 @@ SUITES = {
     "input": input.rows,
     "conv": conv.rows,
     "pool": pool.rows,
+    "attribute": attribute.rows,
 }
 
 

@@ -11,7 +11,6 @@ Where pixels have classes, images are brought to the network's size and what it 
 image gets the classes of its pixels as a grey PNG.
 """
 
-import glob
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,6 +33,7 @@ from cnn_research.training.config import max_objects
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import image_spec, mask_spec
 from experiments import command_line
+from experiments.images import Example, from_files
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
 _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or latest, or best")
@@ -49,23 +49,6 @@ _MULTIPLE = flags.DEFINE_integer(
 _OUT = flags.DEFINE_string("out", "", "the folder for pictures and predictions.jsonl")
 
 GRID = 16  # images in grid.png
-
-# Name, image, and what is true: a label, boxes and their labels, or the classes of pixels; None where it is not known.
-Example = tuple[str, np.ndarray, Any]
-
-
-def from_files(pattern: str, count: int, channels: int, class_names: tuple[str, ...]) -> Iterator[Example]:
-    """Yields images of files; their true label is the folder's name, where that is a class."""
-    paths = sorted(filter(lambda path: Path(path).is_file(), glob.glob(pattern, recursive=True)))
-    if not paths:
-        raise UserError(f"--images={pattern}: no file matches")
-    for path in map(Path, paths[:count]):
-        folder = path.absolute().parent.name
-        try:
-            image = decode(path.read_bytes(), channels)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        yield str(path), image, class_names.index(folder) if folder in class_names else None
 
 
 def from_split(run: analysis.Run, split: str, count: int) -> Iterator[Example]:
@@ -93,7 +76,8 @@ def main() -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    drawers = {"detection": draw_detections, "localization": draw_boxes, "segmentation": draw_segmentations}
+    detectors = dict.fromkeys(("detection", "instance_segmentation", "region_detection"), draw_detections)
+    drawers = {**detectors, "localization": draw_boxes, "segmentation": draw_segmentations}
     draw = drawers.get(run.config.task, draw_labels)
     lines, summary = draw(run, examples, out)
     (out / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")

@@ -1,10 +1,11 @@
 """Augmentation on the device: random changes of the images of a batch, as pure functions of a key.
 
-It runs inside the jitted step, on floats in 0..1, before `normalize`. Each example draws from a key of its own, made of
-its position in the global batch, and each operation from a key of its own below that: what happens to an example
-depends neither on how the batch is cut over devices nor on which other operations are on. Where each pixel has a class,
-the mask moves with its image, each pixel to the nearest one's class, and 255 (ignore) is what comes from outside.
-Objects' boxes move with it, too: they are cut off at its borders, and one whose centre leaves it is no longer valid.
+It runs inside the jitted step, on bytes or floats in 0..1, before `normalize`. Each example draws from a key of its
+own, made of its position in the global batch, and each operation from a key of its own below that: what happens to an
+example depends neither on how the batch is cut over devices nor on which other operations are on. Where each pixel has
+a class, the mask moves with its image, each pixel to the nearest one's class, and 255 (ignore) is what comes from
+outside. Objects' boxes move with it, too: they are cut off at its borders, and one whose centre leaves it is no longer
+valid.
 """
 
 import dataclasses
@@ -143,6 +144,8 @@ MOVING = (
     *(Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP),
     *(Draw.SCALE_JITTER, Draw.FLIP, Draw.DIHEDRAL),
 )
+# Which take bytes as they are: a mirrored image of 224x224 is 3.0 MB of a TPU's traffic as floats.
+OF_WHOLE_PIXELS = (Draw.CROP, Draw.FLIP, Draw.DIHEDRAL)
 NOT_OF_BOXES = (Draw.ELASTIC, Draw.CROP, Draw.MIXUP, Draw.CUTMIX)  # which leave boxes where they are
 FIELDS_OF_DATA = {Draw.CROP: "data.crop_size"}
 
@@ -171,16 +174,16 @@ def augment(
     Args:
       config: which operations are on.
       rng: key of this step.
-      batch: with `image` in 0..1, and `label` where examples are mixed. Those that `example_mask` rules out are not
-        mixed into others.
+      batch: with `image`, uint8 or in 0..1, and `label` where examples are mixed. Those that `example_mask` rules out
+        are not mixed into others.
       positions: of the examples in the global batch, contiguous and ascending.
       axis_name: of the devices that hold the global batch in order, under `pmap`; under `jit` the batch is the
         global one.
       crop_size: height and width of the images afterwards; () leaves them.
 
     Returns:
-      The batch with the images, and the masks and boxes that it has, changed. Where mixup or cutmix is on, also
-      `label_other` and `label_weight`, which is the part of `label` in the target; the rest is `label_other`'s.
+      The batch with the images, in 0..1, and the masks and boxes that it has, changed. Where mixup or cutmix is on,
+      also `label_other` and `label_weight`, which is the part of `label` in the target; the rest is `label_other`'s.
 
     Raises:
       UserError: the batch holds targets that an operation would have to move or mix too, or lacks labels to mix.
@@ -190,12 +193,14 @@ def augment(
     operations = _operations(config, crop_size)
     mixes = config.mixup > 0 or config.cutmix > 0
     if not operations and not mixes:
-        return dict(batch)
+        return dict(batch) | {"image": as_float(batch["image"])}
     _check(config, operations, batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, positions)
 
     def augment_example(key: Key[Array, ""], example: dict[str, Array]) -> dict[str, Array]:
         for draw, moves in operations.items():
+            if draw not in OF_WHOLE_PIXELS:
+                example["image"] = as_float(example["image"])
             operation_key = jax.random.fold_in(key, draw)
             if moves.boxes and BBOX in example:
                 boxes = moves.boxes(operation_key, example[BBOX], example["image"].shape[:2])
@@ -203,7 +208,7 @@ def augment(
             for name, move in {"image": moves.image, **dict.fromkeys(MASKS, moves.mask)}.items():
                 if move and name in example:
                     example[name] = move(operation_key, example[name])
-        return example
+        return example | {"image": as_float(example["image"])}
 
     example = {name: batch[name] for name in ("image", *MASKS, BBOX, VALID) if name in batch}
     batch = dict(batch) | jax.vmap(augment_example)(keys, example)
@@ -213,6 +218,11 @@ def augment(
     image, label, other_is_real = (mixing.previous(x, axis_name) for x in (batch["image"], batch["label"], real))
     mixed, weight = jax.vmap(partial(_mix, config))(keys, batch["image"], image, real & other_is_real)
     return batch | {"image": mixed, "label_other": label, "label_weight": weight}
+
+
+def as_float(images: Shaped[Array, "*batch height width channels"]) -> Float[Array, "*batch height width channels"]:
+    """Returns images of bytes in 0..1, and floats as they are."""
+    return images.astype(jnp.float32) / 255 if jnp.issubdtype(images.dtype, jnp.integer) else images
 
 
 def crop_center(

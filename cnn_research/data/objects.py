@@ -1,8 +1,9 @@
 """Objects of images: boxes and classes as TFDS has them, as batches have them, and as truth that metrics take.
 
 A batch holds, for each of `ImageSpec.max_objects` places, `objects/bbox` (ymin, xmin, ymax, xmax in 0..1 of what the
-network sees), `objects/label`, `objects/valid` (False where the place is empty) and `objects/ignored` (what counts
-neither way: VOC's difficult objects, COCO's crowds). An image may have no objects.
+network sees), `objects/label`, `objects/valid` (False where the place is empty), `objects/ignored` (what counts neither
+way: VOC's difficult objects, COCO's crowds) and `objects/number` (what a mask of instances says where the object is
+seen: k of the data set's k-th). An image may have no objects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ class Objects(NamedTuple):
       boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
       labels: their classes.
       ignored: which count neither way.
+      numbers: their places in the data set's list, counted from 1.
       areas: of what is seen of them, in pixels, where the data set has them; else empty.
       dropped: how many had a box without area.
     """
@@ -30,6 +32,7 @@ class Objects(NamedTuple):
     boxes: Float32[np.ndarray, "objects 4"]
     labels: Int32[np.ndarray, " objects"]
     ignored: Bool[np.ndarray, " objects"]
+    numbers: Int32[np.ndarray, " objects"]
     areas: Float32[np.ndarray, " _"]
     dropped: int
 
@@ -58,7 +61,8 @@ def read_objects(objects: Mapping[str, Any]) -> Objects:
         ignored |= np.asarray(objects[name], bool)
     seen = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     areas = np.asarray(objects["area"], np.float32)[seen] if "area" in objects else np.empty(0, np.float32)
-    return Objects(boxes[seen], labels[seen], ignored[seen], areas, int((~seen).sum()))
+    numbers = np.flatnonzero(seen).astype(np.int32) + 1
+    return Objects(boxes[seen], labels[seen], ignored[seen], numbers, areas, int((~seen).sum()))
 
 
 def empty_objects(count: int, room: int) -> dict[str, np.ndarray]:
@@ -73,6 +77,7 @@ def empty_objects(count: int, room: int) -> dict[str, np.ndarray]:
         "objects/label": np.zeros((count, room), np.int32),
         "objects/valid": np.zeros((count, room), bool),
         "objects/ignored": np.zeros((count, room), bool),
+        "objects/number": np.zeros((count, room), np.int32),
     }
 
 
@@ -100,6 +105,7 @@ def write_objects(
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     order = np.lexsort((-areas, objects.ignored))
     chosen = order[areas[order] > 0][: spec.max_objects]
-    for name, values in (("bbox", boxes), ("label", objects.labels), ("ignored", objects.ignored)):
+    written = {"bbox": boxes, "label": objects.labels, "ignored": objects.ignored, "number": objects.numbers}
+    for name, values in written.items():
         batch[f"objects/{name}"][row, : len(chosen)] = values[chosen]
     batch["objects/valid"][row, : len(chosen)] = True

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from cnn_research.errors import UserError, nearest
 from cnn_research.models.classifiers import CLASSIFIERS
 from cnn_research.models.deconvnet import DeconvNet
+from cnn_research.models.faster_rcnn import RCNN
+from cnn_research.models.faster_rcnn import VARIANTS as RCNNS
 from cnn_research.models.fcn import FCN, VARIANTS
 from cnn_research.models.localizer import Localizer
 from cnn_research.models.unet import UNet
@@ -32,7 +34,17 @@ LOCALIZERS: dict[str, partial[Any]] = {"localizer": partial(Localizer)}
 # What finds objects: a `yolo.Grid`.
 DETECTORS: dict[str, partial[Any]] = {name: partial(YOLO, **fields) for name, fields in YOLOS.items()}
 
-MODELS: dict[str, partial[Any]] = CLASSIFIERS | DETECTORS | LOCALIZERS | SEGMENTERS
+# What finds them by regions: a `faster_rcnn.Found`, without masks and with.
+REGION_DETECTORS: dict[str, partial[Any]] = {
+    name: partial(RCNN, **fields) for name, fields in RCNNS.items() if "mask_features" not in fields
+}
+INSTANCE_SEGMENTERS: dict[str, partial[Any]] = {
+    name: partial(RCNN, **fields) for name, fields in RCNNS.items() if "mask_features" in fields
+}
+
+MODELS: dict[str, partial[Any]] = (
+    CLASSIFIERS | DETECTORS | INSTANCE_SEGMENTERS | LOCALIZERS | REGION_DETECTORS | SEGMENTERS
+)
 
 # Height, width and channels of the papers' images, where they are not 224x224x3.
 INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
@@ -42,18 +54,28 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     "unet": (572, 572, 1),
     **dict.fromkeys(YOLOS, (448, 448, 3)),
     **dict.fromkeys(VARIANTS, (500, 500, 3)),  # the largest of PASCAL VOC
+    **dict.fromkeys(REGION_DETECTORS, (600, 1000, 3)),
+    **dict.fromkeys(INSTANCE_SEGMENTERS, (800, 1333, 3)),
     **{name: (32, 32, 3) for name in MODELS if name.endswith("_cifar")},
 }
 
 # Networks by their task, but for those that classify.
-OTHERS = {"detection": DETECTORS, "localization": LOCALIZERS, "segmentation": SEGMENTERS}
+OTHERS = {
+    "detection": DETECTORS,
+    "instance_segmentation": INSTANCE_SEGMENTERS,
+    "localization": LOCALIZERS,
+    "region_detection": REGION_DETECTORS,
+    "segmentation": SEGMENTERS,
+}
 TASKS = ("classification", *OTHERS)
 
 __all__ = [
     "CLASSIFIERS",
     "DETECTORS",
+    "INSTANCE_SEGMENTERS",
     "LOCALIZERS",
     "MODELS",
+    "REGION_DETECTORS",
     "SEGMENTERS",
     "config",
     "create",
@@ -67,7 +89,8 @@ def names(task: str = "") -> list[str]:
     """Returns the names of the networks of a task, sorted.
 
     Args:
-      task: classification, detection, localization or segmentation; nothing: of every network.
+      task: classification, detection, instance_segmentation, localization, region_detection or segmentation; nothing:
+        of every network.
 
     Raises:
       UserError: no network is for this task.
@@ -84,8 +107,9 @@ def task(name: str) -> str:
       name: one of `names()`.
 
     Returns:
-      `classification`, logits [batch, classes]; `detection`, boxes with classes; `localization`, logits and a box; or
-      `segmentation`, logits [batch, height, width, classes].
+      `classification`, logits [batch, classes]; `detection`, boxes with classes; `localization`, logits and a box;
+      `region_detection`, those of regions; `instance_segmentation`, their masks, too; or `segmentation`, logits [batch,
+      height, width, classes].
 
     Raises:
       UserError: the name is not known.

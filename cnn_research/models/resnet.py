@@ -291,8 +291,55 @@ class ResNet(nn.Module):
           images: of any size and any number of channels.
           train: whether to drop values and to use the batch's own statistics.
         """
+        conv, norm = self._layers()
+        x = conv(self._channels(1), self.stem_kernel, self.stem_strides, name="conv1")(images)
+        x = norm(name="bn1")(x, train)
+        x = Activation(self.activation, name="activation1")(x)
+        if self.pool != "none":
+            x = Pool(self.pool, window=3, strides=2, padding=1, name="pool1")(x)
+        for index in range(1, len(self.stage_sizes) + 1):
+            x = self.stage(index)(x, train)
+        if "bn" in SKIPS[self.skip][0]:
+            x = norm(name="head_bn")(x, train)
+        if "activation" in SKIPS[self.skip][0]:
+            x = Activation(self.activation, name="head_activation")(x)
+        x = Pool(self.global_pool, window=(x.shape[1], x.shape[2]), strides=1, name="head_pool")(x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x.reshape(len(x), -1))
+        # No ReLU follows the head: Flax's own initializer, not He's.
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype, name="head")(x)
+        return logits.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+    @nn.nowrap
+    def stage(self, index: int) -> nn.Module:
+        """Returns a stage, `stage1` and so on, as a layer of the module that calls this.
+
+        Args:
+          index: counted from 1.
+        """
+        conv, norm = self._layers()
+        shared = ("shortcut", *SHORTCUT_FIELDS, "zero_init_last_norm", "activation")
+        block = partial(
+            Block,
+            BLOCKS[self.block],
+            SKIPS[self.skip],
+            self._channels(index),
+            strided=1 if self.block == "bottleneck" and self.stride_in == "3x3" else 0,
+            conv=conv,
+            norm=norm,
+            **{field: getattr(self, field) for field in shared},
+        )
+        first = index == 1
+        return Stage(block, self.stage_sizes[index - 1], 1 if first else 2, preactivated=first, name=f"stage{index}")
+
+    @nn.nowrap
+    def _channels(self, index: int) -> int:
+        return max(1, round(self.width * self.features * 2 ** (index - 1)))
+
+    @nn.nowrap
+    def _layers(self) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+        """Returns what makes a convolution, and what makes a norm."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Callable[..., nn.Module] = partial(
+        conv = partial(
             Conv,
             padding="same",
             padding_mode=self.padding_mode,
@@ -301,33 +348,4 @@ class ResNet(nn.Module):
             kernel_init=initializers.variance_scaling(2.0, "fan_out", "normal"),
             **dtypes,
         )
-        norm = partial(Norm, self.norm, self.bn_momentum, self.bn_epsilon, self.bn_group, **dtypes)
-        shared = ("shortcut", *SHORTCUT_FIELDS, "zero_init_last_norm", "activation")
-        block = partial(
-            Block,
-            BLOCKS[self.block],
-            SKIPS[self.skip],
-            strided=1 if self.block == "bottleneck" and self.stride_in == "3x3" else 0,
-            conv=conv,
-            norm=norm,
-            **{field: getattr(self, field) for field in shared},
-        )
-        features = [max(1, round(self.width * self.features * 2**stage)) for stage in range(len(self.stage_sizes))]
-
-        x = conv(features[0], self.stem_kernel, self.stem_strides, name="conv1")(images)
-        x = norm(name="bn1")(x, train)
-        x = Activation(self.activation, name="activation1")(x)
-        if self.pool != "none":
-            x = Pool(self.pool, window=3, strides=2, padding=1, name="pool1")(x)
-        for index, size in enumerate(self.stage_sizes):
-            stage, first = partial(block, features=features[index]), index == 0
-            x = Stage(stage, size, 1 if first else 2, preactivated=first, name=f"stage{index + 1}")(x, train)
-        if "bn" in SKIPS[self.skip][0]:
-            x = norm(name="head_bn")(x, train)
-        if "activation" in SKIPS[self.skip][0]:
-            x = Activation(self.activation, name="head_activation")(x)
-        x = Pool(self.global_pool, window=(x.shape[1], x.shape[2]), strides=1, name="head_pool")(x)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x.reshape(len(x), -1))
-        # No ReLU follows the head: Flax's own initializer, not He's.
-        logits = nn.Dense(self.num_classes, **dtypes, name="head")(x)
-        return logits.astype(jnp.promote_types(self.dtype, jnp.float32))
+        return conv, partial(Norm, self.norm, self.bn_momentum, self.bn_epsilon, self.bn_group, **dtypes)

@@ -174,6 +174,7 @@ def nms(
         raise UserError(f"max_outputs={max_outputs} is out of range; it must be 1 or more")
     alive = ~jnp.isnan(scores) & (True if valid is None else valid)
     order = jnp.argsort(jnp.where(alive, -scores, jnp.inf), stable=True)
+    count = alive.sum()  # what is not alive comes last
     classes = jnp.zeros(len(scores), jnp.int32) if classes is None else classes
     blocks = -(-len(scores) // BLOCK)
     boxes, classes, alive = (
@@ -201,6 +202,8 @@ def nms(
         return block + 1, chosen.at[places].set(here, mode="drop"), number + stay.sum()
 
     start = jnp.array(0), jnp.zeros(max_outputs, jnp.int32), jnp.array(0)
-    _, chosen, number = lax.while_loop(lambda carry: (carry[0] < blocks) & (carry[2] < max_outputs), take_block, start)
+    _, chosen, number = lax.while_loop(
+        lambda carry: (carry[0] * BLOCK < count) & (carry[2] < max_outputs), take_block, start
+    )
     taken = jnp.arange(max_outputs) < number
     return jnp.where(taken, order[chosen], 0), taken

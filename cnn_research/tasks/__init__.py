@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 from cnn_research.errors import UserError, nearest
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.detection import Detection
+from cnn_research.tasks.instance_segmentation import InstanceSegmentation
 from cnn_research.tasks.localization import Localization
+from cnn_research.tasks.region_detection import RegionDetection
 from cnn_research.tasks.segmentation import Segmentation
 from cnn_research.tasks.task import RecordTask, Task
 
@@ -17,7 +19,9 @@ __all__ = ["RecordTask", "Task", "config", "create", "names"]
 TASKS: dict[str, Any] = {
     "classification": Classification,
     "detection": Detection,
+    "instance_segmentation": InstanceSegmentation,
     "localization": Localization,
+    "region_detection": RegionDetection,
     "segmentation": Segmentation,
 }
 

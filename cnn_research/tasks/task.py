@@ -83,6 +83,7 @@ class RecordTask(Task, Protocol):
 
         Args:
           found: what `measure` gave, without what is not valid; `boxes` in pixels of the original image.
-          truth: `boxes` in the same pixels, `classes`, `ignored` and, where the data set has them, `areas`.
+          truth: `boxes` in the same pixels, `classes`, `ignored` and, where the data set has them, `areas`; where masks
+            are read `masks`, as `metrics.detection.encode_masks` makes them, and `size`, the image's.
         """
         ...

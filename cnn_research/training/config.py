@@ -16,7 +16,10 @@ from cnn_research.errors import UserError, nearest
 PARALLEL = ("jit", "pmap")
 SHARD_STATE = ("off", "optimizer", "all")
 CROP_ON = ("device", "host")
-OBJECTS = {"detection": 50, "localization": 1}  # tasks that learn them, and how many of an image by default
+# Tasks that learn objects, and how many of an image by default.
+OBJECTS = {"detection": 50, "instance_segmentation": 50, "localization": 1, "region_detection": 50}
+# Tasks that learn masks, and the feature that has them by default.
+MASKS = {"instance_segmentation": "instance_mask", "segmentation": "segmentation_mask"}
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 
 # Fields that say how a run is watched, kept and spread over devices, and not what it computes: a run may resume with
@@ -73,7 +76,7 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 # host: the shorter side of photographs that crop_size is cut out of, in pixels: the smallest and the
                 # largest, as in (256, 480); (): that of image_size.
                 short_side=(),
-                mask="segmentation_mask" if task == "segmentation" else "",  # the feature with each pixel's class
+                mask=MASKS.get(task, ""),  # the feature with each pixel's class, or the number of its object
                 # How many objects of an image are learnt, the largest ones; 0: it has one label.
                 max_objects=OBJECTS.get(task, 0),
                 mask_values=(),  # the value of each class in a mask's file, all others ignored; (): the class itself
@@ -151,8 +154,8 @@ def validate(config: ConfigDict) -> None:
             f"{config.model.name} is a network for {models.task(config.model.name)}, task is {config.task!r};"
             f" give one of {', '.join(models.names(config.task))}"
         )
-    if (config.task == "segmentation") != bool(mask_feature(config.data)):
-        needs = "a feature, such as segmentation_mask" if config.task == "segmentation" else "no feature"
+    if (config.task in MASKS) != bool(mask_feature(config.data)):
+        needs = f"a feature, such as {MASKS[config.task]}" if config.task in MASKS else "no feature"
         raise UserError(f"task {config.task} takes {needs}, as data.mask; it is {mask_feature(config.data)!r}")
     if (config.task in OBJECTS) != bool(max_objects(config.data)) or max_objects(config.data) < 0:
         needs = "1 or more" if config.task in OBJECTS else "0"

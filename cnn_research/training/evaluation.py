@@ -10,12 +10,13 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from cnn_research.data.images import restore_boxes
+from cnn_research.data.images import decode_mask, restore_boxes
 from cnn_research.data.objects import read_objects
 from cnn_research.data.order import Sequential
 from cnn_research.data.sources import Source, open_source
 from cnn_research.errors import UserError
 from cnn_research.metrics import records
+from cnn_research.metrics.detection import encode_masks
 from cnn_research.metrics.records import Record
 from cnn_research.tasks import RecordTask, Task
 from cnn_research.training.config import image_feature, mask_feature, max_objects
@@ -104,8 +105,13 @@ class Evaluator:
     def _truth(self, index: int, size: tuple[int, int]) -> Record:
         """Returns all objects of an example."""
         if index not in self._truths:
-            [example] = self._feed.source.read([index], objects=True)
-            self._truths[index] = read_objects(example["objects"]).truth(size)
+            masks = self._feed.spec.masks
+            [example] = self._feed.source.read([index], masks.feature if masks else "", objects=True)
+            objects = read_objects(example["objects"])
+            self._truths[index] = objects.truth(size)
+            if masks:
+                seen = decode_mask(example[masks.feature], masks)[..., 0] == objects.numbers[:, None, None]
+                self._truths[index] |= {"masks": encode_masks(seen), "size": np.array(size)}
         return self._truths[index]
 
 
@@ -133,9 +139,9 @@ def check_classes(source: Source, config: ConfigDict) -> None:
 
 def class_names(source: Source, config: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the classes: the data set's, or where pixels have classes the recipe's."""
-    if mask_feature(config.data):
-        return tuple(config.data.class_names)
-    return source.object_names if max_objects(config.data) else source.class_names
+    if max_objects(config.data):
+        return source.object_names
+    return tuple(config.data.class_names) if mask_feature(config.data) else source.class_names
 
 
 def open_split(config: ConfigDict, split: str) -> Source:

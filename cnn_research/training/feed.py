@@ -10,7 +10,7 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
 from cnn_research.data import batches
-from cnn_research.data.images import ImageSpec, MaskSpec
+from cnn_research.data.images import UNKNOWN, ImageSpec, MaskSpec
 from cnn_research.data.order import Order
 from cnn_research.data.sources import Source
 from cnn_research.data.windows import RandomWindows
@@ -36,6 +36,8 @@ def mask_spec(config: ConfigDict, borders: bool = False) -> MaskSpec | None:
     data = config.data
     if not mask_feature(data):
         return None
+    if max_objects(data):
+        return MaskSpec(data.mask, UNKNOWN - 1)  # of as many instances as there can be classes
     return MaskSpec(data.mask, config.model.num_classes, tuple(data.mask_values), borders)
 
 

@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Int, Key
 
-from cnn_research.data.augmentation import Augmentation, augment, crop_center, normalize
+from cnn_research.data.augmentation import Augmentation, as_float, augment, crop_center, normalize
 from cnn_research.tasks import Task
 from cnn_research.training.state import TrainState, as_variables
 
@@ -45,21 +45,18 @@ class Preprocessing:
         positions = jnp.arange(batch["image"].shape[0])
         if axis_name:
             positions = positions + jax.lax.axis_index(axis_name) * positions.size
-        batch = augment(self.augmentation, rng, _as_float(batch), positions, axis_name, self.crop_size)
+        batch = augment(self.augmentation, rng, batch, positions, axis_name, self.crop_size)
         return self._normalize(batch)
 
     def test(self, batch: Batch) -> Batch:
         """Crops and normalises a batch."""
-        return self._normalize(_as_float(crop_center(batch, () if self.whole else self.crop_size)))
+        batch = crop_center(batch, () if self.whole else self.crop_size)
+        return self._normalize(batch | {"image": as_float(batch["image"])})
 
     def _normalize(self, batch: Batch) -> Batch:
         images = normalize(batch["image"], self.mean, self.std)
         widths = (0, 0), (self.mirror, self.mirror), (self.mirror, self.mirror), (0, 0)
         return {**batch, "image": jnp.pad(images, widths, mode="reflect") if self.mirror else images}
-
-
-def _as_float(batch: Batch) -> Batch:
-    return {**batch, "image": batch["image"].astype(jnp.float32) / 255}
 
 
 def gather(batch: Batch, data: Batch) -> Batch:

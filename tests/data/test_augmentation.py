@@ -68,6 +68,17 @@ def test_off_is_free():
     assert not jaxpr.eqns
 
 
+@pytest.mark.parametrize("config", [Augmentation(), Augmentation(flip=True, dihedral=True), EVERYTHING])
+def test_bytes_are_as_good_as_floats(config):
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, 12, 10, 3), np.uint8)
+    as_bytes, as_floats = (
+        run(config, make_batch(image=images), crop_size=(9, 10))["image"]
+        for images in (images, images.astype(np.float32) / 255)
+    )
+    assert as_bytes.dtype == np.float32
+    np.testing.assert_allclose(as_bytes, as_floats, atol=1e-6)
+
+
 def test_every_field_does_something():
     fields = {field.name for field in dataclasses.fields(Augmentation)}
     assert fields == ON.keys() | OTHERS.keys()

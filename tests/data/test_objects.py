@@ -31,6 +31,7 @@ def test_those_that_are_ignored_are_written_last():
     assert batch["objects/label"].tolist() == [[0, 0, 0], [3, 4, 1]]
     assert batch["objects/ignored"].tolist() == [[False] * 3, [False, False, True]]
     assert batch["objects/valid"].tolist() == [[False] * 3, [True] * 3]
+    assert batch["objects/number"].tolist() == [[0] * 3, [1, 4, 2]]  # the third has no area
     write_objects(objects, (8, 8), ImageSpec((4, 4), max_objects=2), batch := empty_objects(1, room=2), 0)
     assert batch["objects/label"].tolist() == [[3, 4]]
 

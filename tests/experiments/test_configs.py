@@ -27,8 +27,11 @@ def test_recipe(path):
         program.abstract_variables,
     )
     logits, *boxes = jax.tree.leaves(outputs)
-    assert bool(boxes) == (config.task in ("detection", "localization"))
-    if config.task == "detection":
+    assert bool(boxes) == (config.task in ("detection", "instance_segmentation", "localization"))
+    if config.task == "instance_segmentation":
+        assert outputs.masks.shape[:2] == outputs.regions.shape[:2]
+        assert outputs.classified.logits.shape[-1] == config.model.num_classes
+    elif config.task == "detection":
         cells, classes = outputs
         assert cells.shape == (*classes.shape[:3], config.model.boxes, 5)
         assert classes.shape[-1] == config.model.num_classes

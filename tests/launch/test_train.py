@@ -160,6 +160,24 @@ def test_two_processes_give_the_losses_of_one_under_pmap(tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "pod"), losses(tmp_path / "alone"), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_cut_state_and_a_damaged_checkpoint(alone, tmp_path):
+    """Two processes that hold parts of the state go on from the checkpoint before the one that cannot be read."""
+    workdir = tmp_path / "run"
+    code, err = finish(start(workdir, shard_state="all"))
+    assert code == 0, err
+    np.testing.assert_allclose(losses(workdir), losses(alone), atol=1e-5)
+    whole = params(workdir)
+
+    (workdir / "result.json").unlink()
+    (workdir / "checkpoints" / str(STEPS) / "training" / "manifest.ocdbt").unlink()
+    code, err = finish(start(workdir, shard_state="all"))
+    assert code == 0, err
+    assert f"set aside: the checkpoint of step {STEPS}" in err
+    assert f"goes on from step {STEPS - 5} of {STEPS}" in err
+    assert_equal(params(workdir), whole)
+
+
 # Interrupted at random moments, resumed each time, until so many signals were sent; more than one training, if need be.
 COUNTS = {signal.SIGKILL: 50, signal.SIGTERM: 20}
 

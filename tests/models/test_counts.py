@@ -19,6 +19,8 @@ COUNTS = {
     "alexnet_owt": (61_100_840, 714_188_480),
     "fast_yolo": (45_089_374, 2_418_728_960),
     "deconvnet": (251_805_653, 32_745_979_904),
+    "fast_rcnn": (134_690_729, 187_568_099_328),
+    "faster_rcnn": (137_073_622, 229_141_767_168),
     "fcn8s": (134_376_863, 110_844_039_168),
     "fcn16s": (134_364_410, 110_814_793_728),
     "fcn32s": (134_346_581, 110_801_977_344),
@@ -28,6 +30,7 @@ COUNTS = {
     "lenet5": (60_000, 325_680),
     "lenet5_modern": (61_706, 416_520),
     "localizer": (138_373_932, 15_470_280_704),
+    "mask_rcnn": (44_401_393, 748_053_257_472),  # the parameters are torchvision's and Detectron2's
     "mlp": (266_610, 266_200),
     "nin_cifar": (966_986, 222_486_528),
     "nin_imagenet": (7_595_176, 1_100_188_800),
@@ -85,13 +88,13 @@ def test_count_and_sizes(name):
     windows = [row for row in table.rows if row.kernel]
     assert windows or name == "mlp"
     for row in windows:
-        for axis in (0, 1):
+        for axis in (-3, -2):  # before the channels, and after the regions where there are some
             # O = (I - K + 2P) / S + 1, with the kernel as wide as its dilation makes it and 2P both ends' padding.
-            extent = row.dilation[axis] * (row.kernel[axis] - 1) + 1
+            extent = row.dilation[axis + 3] * (row.kernel[axis + 3] - 1) + 1
             before, after = row.input_shape[axis], row.output_shape[axis]
             if row.kind == "ConvTranspose":  # which goes the other way
                 before, after = after, before
-            size = (before - extent + sum(row.padding[axis])) // row.stride[axis] + 1
+            size = (before - extent + sum(row.padding[axis + 3])) // row.stride[axis + 3] + 1
             assert after == size, row.name
 
 
@@ -128,6 +131,16 @@ def test_a_sliding_classifier_by_hand():
 def test_a_localizer_is_its_classifier_and_a_box():
     for each, classifier in zip(COUNTS["localizer"], COUNTS["vgg16"], strict=True):
         assert each - classifier in (4096 * 4, 4096 * 4 + 4)
+
+
+def test_regions_by_hand():
+    """VGG-16's maps of 608x1008 pixels, its hidden layers for each region, and two heads of 21 classes."""
+    places = 38 * 63
+    hidden, heads = 25_088 * 4096 + 4096 * 4096, 4096 * 5 * 21
+    body = (COUNTS["vgg16"][1] - hidden - 4096 * 1000) * 16**2 * places // 224**2
+    assert body + hidden + heads == COUNTS["fast_rcnn"][1]
+    proposals = places * (9 * 512 * 512 + 512 * 9 * 5)
+    assert body + 300 * (hidden + heads) + proposals == COUNTS["faster_rcnn"][1]
 
 
 @pytest.mark.parametrize("name", ["alexnet", "fcn8s", "googlenet", "lenet5", "resnet20_cifar", "unet", "vgg16"])

@@ -244,6 +244,55 @@ LOCALIZER = Case(
 )
 
 
+REGIONS = Case(
+    {
+        "activation": "leaky_relu",
+        "anchor_ratios": (0.5, 2.0),
+        "anchor_sizes": (8.0, 16.0),
+        "body": "vgg11",
+        "candidates": (10, 5),
+        "dropout_rate": 0.5,
+        "hidden": (64,),
+        "kernel_init": "glorot_uniform",
+        "mask_features": (64,),
+        "mask_size": 2,
+        "neck": "none",
+        "norm": "none",
+        "num_classes": 5,
+        "proposals": (8, 4),
+        "region_pool": "align",
+        "region_size": 3,
+        "rpn_features": 128,
+        "strides": (2,),
+        "width": 1 / 32,
+    },
+    {
+        "anchor_ratios": (1.0, 2.0),
+        "anchor_sizes": (8.0, 12.0),
+        "body": "vgg13",
+        "candidates": (4, 5),
+        "dropout_rate": 0.25,
+        "fpn_features": 128,
+        "hidden": (128,),
+        "kernel_init": "he_normal",
+        "mask_features": (128,),
+        "mask_size": 3,
+        "neck": "fpn",
+        "num_classes": 7,
+        "proposal_overlap": 0.1,
+        "proposals": (5, 4),
+        "region_pool": "max",
+        "region_size": 2,
+        "rpn_features": 64,
+        "sampling_ratio": 1,
+        "strides": (1,),
+    },
+    lambda fields: (2, 32, 32, 3),
+    scale=0.3,  # few layers and small images, so that boxes lie in the image
+    needs={"fpn_features": {"neck": "fpn"}},
+)
+
+
 YOLO = Case(
     {
         "activation": "leaky_relu",
@@ -313,6 +362,7 @@ CASES = {
     **dict.fromkeys(("fcn8s", "fcn16s", "fcn32s"), FCN),
     "deconvnet": DECONVNET,
     "localizer": LOCALIZER,
+    **dict.fromkeys(("fast_rcnn", "faster_rcnn", "mask_rcnn"), REGIONS),
     "unet": UNET,
     **dict.fromkeys(("fast_yolo", "yolo"), YOLO),
     **dict.fromkeys(("nin_cifar", "nin_imagenet"), NIN),
@@ -343,7 +393,7 @@ DISTINCT = {models.create(name, **CASES[name].base): name for name in reversed(m
 QUICK = ("lenet5_modern", "vgg11", "resnet20_cifar", "unet")
 
 # What all networks share is among the long tests for those that take long.
-LARGE = ("deconvnet", "fcn16s", "googlenet")
+LARGE = ("deconvnet", "fast_rcnn", "fcn16s", "googlenet")
 
 FIELDS = [
     pytest.param(name, field.name, marks=pytest.mark.slow if name in LARGE and field.name in SHARED else ())

@@ -1,5 +1,7 @@
 """The table of names, and the way between configurations and modules."""
 
+from itertools import chain
+
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
@@ -33,10 +35,14 @@ def test_names_are_sorted():
 def test_names_by_task():
     segmenters = ["deconvnet", "fcn16s", "fcn32s", "fcn8s", "unet"]
     assert models.names("segmentation") == segmenters
-    assert models.names("localization") == ["localizer"]
-    assert {"fast_yolo", "yolo"} <= set(models.names("detection"))
-    others = segmenters + models.names("detection") + ["localizer"]
-    assert sorted(models.names("classification") + others) == models.names()
+    others = {
+        "detection": ["fast_yolo", "yolo"],
+        "instance_segmentation": ["mask_rcnn"],
+        "localization": ["localizer"],
+        "region_detection": ["fast_rcnn", "faster_rcnn"],
+    }
+    assert {task: models.names(task) for task in others} == others
+    assert sorted([*models.names("classification"), *segmenters, *chain(*others.values())]) == models.names()
     assert {models.task(name) for name in segmenters} == {"segmentation"}
     assert models.task("localizer") == "localization"
     assert models.task("yolo") == "detection"

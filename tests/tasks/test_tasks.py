@@ -5,7 +5,14 @@ from cnn_research.errors import UserError
 
 
 def test_every_name_makes_a_task_whose_fields_are_flags():
-    assert tasks.names() == ["classification", "detection", "localization", "segmentation"]
+    assert tasks.names() == [
+        "classification",
+        "detection",
+        "instance_segmentation",
+        "localization",
+        "region_detection",
+        "segmentation",
+    ]
     for name in tasks.names():
         config = tasks.config(name)
         task = tasks.create(name, **config)

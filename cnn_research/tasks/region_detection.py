@@ -1,0 +1,231 @@
+"""Detection by regions: Fast and Faster R-CNN, their regions and their heads trained jointly."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
+
+from cnn_research.errors import UserError
+from cnn_research.ops.boxes import iou
+from cnn_research.tasks.average_precision import AveragePrecision
+from cnn_research.tasks.region_loss import Detected, Drawn, Truth, anchor_loss, detect, draw_regions, region_loss
+from cnn_research.tasks.task import Batch, Ratio, Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegionDetection(AveragePrecision):
+    """Classes and boxes of objects, by a network that looks at regions.
+
+    The loss is the sum of its terms: of anchors `rpn_class` and `rpn_box`, of regions `class` and `box`. Objects that
+    are ignored are background.
+
+    Attributes:
+      anchor_foreground: IoU with an object from which on an anchor is that object's.
+      anchor_background: IoU with every object below which an anchor is background.
+      anchors_drawn: of an image.
+      anchor_positives: share of them that are objects' at most.
+      anchor_beta: β of the smooth L1 loss of anchors' boxes, a square below it.
+      foreground: IoU with an object from which on a region is that object's.
+      background: IoU from which on, and below which, a region is background.
+      regions_drawn: of an image.
+      positives: share of them that are objects' at most.
+      beta: β of the smooth L1 loss of regions' boxes.
+      score_threshold: a probability of not more than this is no detection.
+      nms_threshold: of two detections of a class with a larger IoU the worse goes.
+      max_detections: of an image at most.
+    """
+
+    anchor_foreground: float = 0.7
+    anchor_background: float = 0.3
+    anchors_drawn: int = 256
+    anchor_positives: float = 0.5
+    anchor_beta: float = 1 / 9
+    foreground: float = 0.5
+    background: tuple[float, ...] = (0.0, 0.5)
+    regions_drawn: int = 128
+    positives: float = 0.25
+    beta: float = 1.0
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self):
+        shares = ("anchor_foreground", "anchor_background", "anchor_positives", "foreground", "positives")
+        for field in (*shares, "score_threshold", "nms_threshold"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise UserError(f"loss.{field}={getattr(self, field)} is no share; give a number from 0 to 1")
+        if len(self.background) != 2 or not 0 <= self.background[0] <= self.background[1] <= 1:
+            raise UserError(f"loss.background={self.background} is no range of IoUs; give two, such as (0.0, 0.5)")
+        for field in ("anchors_drawn", "regions_drawn", "max_detections"):
+            if getattr(self, field) < 1:
+                raise UserError(f"loss.{field}={getattr(self, field)} is out of range; give 1 or more")
+        for field in ("anchor_beta", "beta"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UserError(f"loss.{field}={getattr(self, field)} is no distance; give a number above 0")
+
+    def loss(
+        self, model: nn.Module, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
+    ) -> tuple[dict[str, Ratio], dict[str, Any]]:
+        """Sums the losses over anchors and regions that are drawn.
+
+        Args:
+          model: an `RCNN`.
+          variables: `params` and, where the model has them, `batch_stats`.
+          batch: `image`, `example_mask`, `objects/` `bbox`, `label`, `valid` and `ignored`, and where the network
+            proposes no regions `proposals` float32[batch, regions, 4], as boxes are.
+          rng: of the draws and of dropout.
+          train: whether the model runs in its training mode.
+
+        Returns:
+          The terms as (sum, weight); and aux: the new `batch_stats`, and `metrics` with the accuracy of regions'
+          classes, and the share of objects that a region covers (IoU 0.5), as (sum, weight).
+
+        Raises:
+          UserError: there are no regions.
+        """
+        drawing, dropout = jax.random.split(rng)
+        keys = jax.random.split(drawing, len(batch["image"]))
+        (terms, metrics), updated = model.apply(
+            variables,
+            batch,
+            keys,
+            train,
+            method=self._losses,
+            mutable=["batch_stats"] if train else [],
+            rngs={"dropout": dropout} if train else {},
+        )
+        batch_stats = updated.get("batch_stats", {}) if train else variables.get("batch_stats", {})
+        return terms, {"batch_stats": batch_stats, "metrics": metrics}
+
+    def _losses(
+        self, network: Any, batch: Batch, keys: Key[Array, " batch"], train: bool
+    ) -> tuple[dict[str, Ratio], dict[str, Ratio]]:
+        size, there = batch["image"].shape[1:3], jnp.asarray(batch["example_mask"])
+        keys, truth = jax.vmap(jax.random.split)(keys), _truth(batch)
+        maps = network.features(batch["image"], train)
+        anchored = network.anchored(maps) if network.anchor_sizes else None
+        regions = _regions(network, anchored, batch, train)
+        terms = self._anchor_losses(keys[:, 0], anchored, network.anchors(size), truth) if anchored else {}
+        drawn = jax.vmap(self._drawn)(keys[:, 1], regions, truth)
+        logits, offsets = network.classify(maps, drawn.boxes, train)
+        terms |= jax.vmap(partial(region_loss, beta=self.beta))(logits, offsets, drawn)
+        terms |= self._further_losses(network, maps, drawn, batch)
+        right = (jnp.argmax(logits, axis=-1) == drawn.labels) & drawn.valid
+        covered = jax.vmap(_covered)(regions, truth)
+        metrics = {
+            "region_accuracy": (_count(right), _count(drawn.valid)),
+            "proposal_recall": (_count(covered), _count(truth.valid)),
+        }
+        return _summed(terms, there), _summed(metrics, there)
+
+    def _anchor_losses(
+        self, keys: Key[Array, " batch"], anchored: Any, anchors: Sequence[np.ndarray], truth: Truth
+    ) -> dict[str, Ratio]:
+        def of_image(key: Array, logits: Array, offsets: Array, truth: Truth) -> dict[str, Ratio]:
+            return anchor_loss(
+                key,
+                logits,
+                offsets,
+                np.concatenate(anchors),
+                truth,
+                foreground=self.anchor_foreground,
+                background=self.anchor_background,
+                count=self.anchors_drawn,
+                positive_fraction=self.anchor_positives,
+                beta=self.anchor_beta,
+            )
+
+        return jax.vmap(of_image)(keys, anchored.logits, anchored.offsets, truth)
+
+    def _drawn(self, key: Array, regions: Array, truth: Truth) -> Drawn:
+        return draw_regions(
+            key,
+            regions,
+            truth,
+            foreground=self.foreground,
+            background=(self.background[0], self.background[1]),
+            count=self.regions_drawn,
+            positive_fraction=self.positives,
+        )
+
+    def _further_losses(self, network: Any, maps: Any, drawn: Drawn, batch: Batch) -> dict[str, Ratio]:
+        """Returns further terms of each image."""
+        del network, maps, drawn, batch
+        return {}
+
+    def predict(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Finds objects.
+
+        Args:
+          model: an `RCNN`.
+          variables: `params` and, where the model has them, `batch_stats`.
+          batch: `image` and, where the network proposes no regions, `proposals`.
+
+        Returns:
+          Best first, `boxes` float32[batch, detections, 4] in 0..1 of the image, `classes` int32[batch, detections],
+          `scores` float32[batch, detections] and `valid` bool[batch, detections].
+        """
+        predictions: Any = model.apply(variables, batch, method=self._predictions)
+        return predictions
+
+    def _predictions(self, network: Any, batch: Batch) -> dict[str, Array]:
+        images = batch["image"]
+        size = images.shape[1:3]
+        maps = network.features(images, train=False)
+        regions = _regions(network, network.anchored(maps) if network.anchor_sizes else None, batch, train=False)
+
+        def of_image(logits: Array, offsets: Array, regions: Array) -> Detected:
+            thresholds = {"score_threshold": self.score_threshold, "iou_threshold": self.nms_threshold}
+            return detect(logits, offsets, regions, size, **thresholds, count=self.max_detections)
+
+        logits, offsets = network.classify(maps, regions, train=False)
+        found = jax.vmap(of_image)(logits, offsets, regions)
+        return {
+            "boxes": found.boxes / np.array([*size, *size], np.float32),
+            "classes": found.labels,
+            "scores": found.scores,
+            "valid": found.valid,
+            **self._further_predictions(network, maps, found),
+        }
+
+    def _further_predictions(self, network: Any, maps: Any, found: Detected) -> dict[str, Array]:
+        """Returns what else is said of detections."""
+        del network, maps, found
+        return {}
+
+
+def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Float[Array, "batch regions 4"]:
+    """Returns the regions to look at, in pixels: those that the network proposes, or where it does not, the batch's."""
+    size = batch["image"].shape[1:3]
+    if anchored:
+        return network.proposed(anchored, size, train)
+    if "proposals" not in batch:
+        raise UserError("the network proposes no regions and the batch has none; give model.anchor_sizes")
+    return jnp.asarray(batch["proposals"]) * np.array([*size, *size], np.float32)
+
+
+def _truth(batch: Batch) -> Truth:
+    """Returns the objects to be found, in pixels of what the network sees."""
+    size = np.array([*batch["image"].shape[1:3]] * 2, np.float32)
+    valid = jnp.asarray(batch["objects/valid"]) & ~jnp.asarray(batch["objects/ignored"])
+    return Truth(jnp.asarray(batch["objects/bbox"]) * size, jnp.asarray(batch["objects/label"]), valid)
+
+
+def _covered(regions: Float[Array, "regions 4"], truth: Truth) -> Bool[Array, " objects"]:
+    return (iou(truth.boxes, regions) >= 0.5).any(axis=1) & truth.valid
+
+
+def _count(marks: Bool[Array, "batch _"]) -> Float[Array, " batch"]:
+    return marks.sum(axis=1, dtype=jnp.float32)
+
+
+def _summed(ratios: dict[str, Ratio], there: Bool[Array, " batch"]) -> dict[str, Ratio]:
+    """Adds up images' sums and weights, without those that only fill the batch up."""
+    return jax.tree.map(lambda x: jnp.where(there, x, 0).sum(), ratios)

@@ -4,8 +4,9 @@ python -m experiments.train --config=experiments/configs/bccd.py:yolo --workdir=
 
 The set is any directory `bccd` of the form of TFDS's `voc` (`objects/` `bbox`, `label`, `is_difficult`) in one of the
 folders that `CNN_RESEARCH_DATA_DIRS` lists, with splits train, val and test of 205, 87 and 72 photographs; training
-takes the first two. The argument is a network that finds objects, in a body small enough for two CPU cores. The goal
-there is a test AP50 of 0.60 from scratch in 60 minutes; it has not been run to its end yet.
+takes the first two. The argument is a network that finds objects, in a body small enough for two CPU cores. Test AP50,
+from scratch, seed 0: yolo 83.1% and COCO's AP 47.0% halfway, after 30 epochs; its end is not measured yet, nor its time
+there, which is to be below 60 minutes.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ def get_config(model: str = "yolo") -> ConfigDict:
     # Cells of 8 pixels: the centres of two objects in 500 are in another's cell.
     body = dict(body="small", hidden=(), norm="batch", width=0.5, grid=(18, 24))
     config = training.default_config(model, task="detection", num_classes=len(CLASSES), **body)
-    config.duration = "150ep"
+    config.duration = "60ep"
     config.batch_size = 16
     config.eval_batch_size = 24
     config.eval_every = "10ep"

@@ -49,7 +49,7 @@ def test_a_run_from_training_to_pictures(tmp_path):
     printed = script("predict", f"--workdir={workdir}", f"--out={out}", "--count=20")
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert np.mean([line["iou"] for line in lines]) == pytest.approx(values["mean_iou"], abs=1e-3)
-    assert f"{round(20 * values['test/localization_accuracy'])} of 20 right" in printed
+    assert f"{round(20 * values['localization_accuracy'])} of 20 right" in printed
     green = np.array([0x4B, 0x7F, 0x1A])  # in OpenCV's order
     for line in lines:
         assert (np.abs(cv2.imread(str(out / line["picture"])).astype(int) - green).max(axis=-1) < 40).sum() > 20

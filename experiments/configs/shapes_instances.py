@@ -3,7 +3,8 @@
 python -m experiments.train --config=experiments/configs/shapes_instances.py:mask_rcnn --workdir=runs/shapes_mask_rcnn
 
 The body is a ResNet-20, small enough for two CPU cores. The goal there is a mask AP50 of 0.75, COCO's average precision
-of masks at an IoU of 0.5, in 15 minutes; not measured yet.
+of masks at an IoU of 0.5, in 15 minutes. A run that was stopped after 201 of 450 steps, before its learning rate fell,
+had 73.9% on the first 100 test images; a whole one is not measured yet.
 """
 
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def get_config(model: str = "mask_rcnn") -> ConfigDict:
         mask_features=(64, 64),
         mask_size=10,
     )
-    config.duration = "4ep"
+    config.duration = "700"
     config.batch_size = 16
     config.eval_batch_size = 50
     config.eval_every = "2ep"

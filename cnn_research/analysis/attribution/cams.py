@@ -129,6 +129,16 @@ def layers_of(model: nn.Module, input_shape: tuple[int, ...]) -> Table:
     return tabulate(model, input_shape)
 
 
+def rows_of(model: nn.Module, input_shape: tuple[int, ...]) -> list[Row]:
+    """Returns the rows of the layers that do something when the network evaluates images: not those of dropout.
+
+    Args:
+      model: the network.
+      input_shape: height, width and channels of the images.
+    """
+    return [row for row in layers_of(model, input_shape).rows if row.output_shape and row.kind != "Dropout"]
+
+
 def default_layer(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """Returns the layer whose maps say most about the whole image and still say where: the last of the coarsest.
 
@@ -142,7 +152,7 @@ def default_layer(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     Raises:
       UserError: the network has no maps.
     """
-    shapes = {row.name: row.output_shape for row in layers_of(model, input_shape).rows if row.output_shape}
+    shapes = {row.name: row.output_shape or () for row in rows_of(model, input_shape)}
     result = [*shapes.values()][-1]
     segments = len(result) == 3 and max(result[:2]) > 1
     pixels = {
@@ -165,7 +175,7 @@ def before_global_pool(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     Raises:
       UserError: the network does not end with such a pooling.
     """
-    rows = layers_of(model, input_shape).rows
+    rows = rows_of(model, input_shape)
     pools = [index for index, row in enumerate(rows) if (row.name, row.kind) == (GLOBAL_POOL, "Pool avg")]
     if not pools:
         raise UserError(

@@ -92,7 +92,7 @@ def test_networks_without_what_a_method_needs():
         ("vgg11", {}, 64, "pool5"),
         ("googlenet_cifar", {}, 32, "inception_5b"),
         ("nin_cifar", {}, 32, "mlpconv3/cccp2_activation"),
-        ("unet", {"padding": "same"}, 32, "conv5_2_activation"),
+        ("unet", {"padding": "same"}, 32, "conv3_4_activation"),
         ("fcn8s", {"body": "resnet20_cifar", "hidden": (8,), "norm": "batch"}, 32, "fc6_activation"),
     ],
 )

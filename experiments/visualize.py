@@ -93,12 +93,12 @@ def make_view(run: analysis.Run) -> "gallery.View":
     source = open_split(run.config, _SPLIT.value or run.config.data.test)
     count = min(_EXAMPLES.value, len(source))
     batch = load(source, np.arange(count), np.ones(count, bool), spec)
-    data, labels = batch["image"], tuple(batch["label"].tolist()) if "label" in batch else ()
+    data, labels = batch["image"], tuple(batch["label"].tolist()) if run.config.task == "classification" else ()
     images, given = data[: _COUNT.value], labels[: _COUNT.value]
     if _IMAGES.value:
         examples = list(from_files(_IMAGES.value, _COUNT.value, run.config.data.channels, names))
         images = np.stack([resize(image, spec) for _, image, _ in examples])
-        given = tuple(label for _, _, label in examples)
+        given = tuple(label for _, _, label in examples) if labels else ()
     target = names.index(_TARGET.value) if _TARGET.value else None
     return gallery.View(run, images, given, data, labels, _LAYER.value, target)
 

@@ -271,7 +271,7 @@ def invert(view: View) -> Pictures:
             canvas=canvas,
             rng=jax.random.key(0),
             prepare=view.normalize,
-            cost=lambda images: 0.1 * synthesis.variation(images),
+            cost=lambda images: 0.5 * synthesis.variation(images),
         )
         images = jax.jit(lambda variables, wanted, make=make: make(variables, features=wanted))(
             view.run.variables, jnp.asarray(features[layer][:8])
@@ -312,7 +312,7 @@ def _scatter(view: View, places: np.ndarray, data: np.ndarray, title: str) -> Fi
         yticks=[],
     )
     axes.set_title(title, loc="left", size=11, weight="bold", color=figures.INK, parse_math=False)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=10)
     return figure
 
 

@@ -124,4 +124,6 @@ def stretched(values: Values) -> Picture:
 
 
 def _scale(values: np.ndarray) -> float:
-    return max(float(np.percentile(np.abs(values), 99)), 1e-12)
+    """Returns the size that one of a hundred values exceeds, of those that are not 0."""
+    sizes = np.abs(values[values != 0])
+    return float(np.percentile(sizes, 99)) if sizes.size else 1.0

@@ -74,5 +74,4 @@ def attribute(
     layer = layer or find_layer(model, shape)
     meant = target if method == "cam" else as_target(target)
     maps = CAMS[method](model, variables, images, meant, layer, **options)
-    row = cams.row_of(cams.layers_of(model, shape), layer)
-    return cams.spread(maps, row, *shape[:2])[..., None]
+    return cams.spread(maps, cams.place_of(model, shape, layer), *shape[:2])[..., None]

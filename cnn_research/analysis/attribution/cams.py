@@ -22,6 +22,7 @@ Maps = Float[Array, "batch map_height map_width"]
 
 GLOBAL_POOL = "head_pool"  # what families with global average pooling call it
 HEAD = "head"
+ENLARGING = ("ConvTranspose", "Unpool", "Upsample")  # kinds of layers that make maps finer
 
 
 def cam(model: nn.Module, variables: Variables, images: Images, target: Target | Labels, layer: str = "") -> Maps:
@@ -129,11 +130,22 @@ def layers_of(model: nn.Module, input_shape: tuple[int, ...]) -> Table:
     return tabulate(model, input_shape)
 
 
-def default_layer(model: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """Returns the layer whose maps say most about the whole image and still say where: the last of the coarsest.
+def rows_of(model: nn.Module, input_shape: tuple[int, ...]) -> list[Row]:
+    """Returns the rows of the layers that do something when the network evaluates images: not those of dropout.
 
-    That is the coarsest maps of more than a pixel that are not scores of a segmentation: before the global pooling of a
-    ResNet or the dense layers of a VGG, at the bottom of a U-Net.
+    Args:
+      model: the network.
+      input_shape: height, width and channels of the images.
+    """
+    return [row for row in layers_of(model, input_shape).rows if row.output_shape and row.kind != "Dropout"]
+
+
+def default_layer(model: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """Returns the layer whose maps say most about the whole image and still say where.
+
+    Where images have one label it is the last of the coarsest maps of more than a pixel: before the global pooling of a
+    ResNet or the dense layers of a VGG. Where pixels have, it is the last before the scores whose maps are at most a
+    quarter as high and wide as these: what is coarser in a U-Net says little, since its skips go past that.
 
     Args:
       model: the network.
@@ -142,17 +154,16 @@ def default_layer(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     Raises:
       UserError: the network has no maps.
     """
-    shapes = {row.name: row.output_shape for row in layers_of(model, input_shape).rows if row.output_shape}
+    shapes = {row.name: row.output_shape or () for row in rows_of(model, input_shape)}
     result = [*shapes.values()][-1]
-    segments = len(result) == 3 and max(result[:2]) > 1
-    pixels = {
-        name: shape[0] * shape[1]
-        for name, shape in shapes.items()
-        if len(shape) == 3 and max(shape[:2]) > 1 and not (segments and shape[-1] == result[-1])
-    }
+    pixels = {name: shape[0] * shape[1] for name, shape in shapes.items() if len(shape) == 3 and max(shape[:2]) > 1}
     if not pixels:
         raise UserError(f"no layer of {type(model).__name__} gives maps, as class activation maps need them")
-    return [name for name, count in pixels.items() if count == min(pixels.values())][-1]
+    most = min(pixels.values())
+    if len(result) == 3 and max(result[:2]) > 1:
+        most = max(most, result[0] * result[1] // 16)
+        pixels = {name: count for name, count in pixels.items() if shapes[name][-1] != result[-1]}
+    return [name for name, count in pixels.items() if count <= most][-1]
 
 
 def before_global_pool(model: nn.Module, input_shape: tuple[int, ...]) -> str:
@@ -165,7 +176,7 @@ def before_global_pool(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     Raises:
       UserError: the network does not end with such a pooling.
     """
-    rows = layers_of(model, input_shape).rows
+    rows = rows_of(model, input_shape)
     pools = [index for index, row in enumerate(rows) if (row.name, row.kind) == (GLOBAL_POOL, "Pool avg")]
     if not pools:
         raise UserError(
@@ -180,6 +191,26 @@ def row_of(table: Table, layer: str) -> Row | None:
     rows = [row for row in table.rows if row.name == layer or row.name.startswith(f"{layer}/")]
     named = [row for row in rows if row.name == layer]
     return next(iter(named or rows[::-1]), None)
+
+
+def place_of(model: nn.Module, input_shape: tuple[int, ...], layer: str) -> Row | None:
+    """Returns the row that says where a layer's values look; None where they lie evenly over the image.
+
+    They do so where maps that were made finer again cover it: their receptive fields are not even about their middles.
+
+    Args:
+      model: the network.
+      input_shape: height, width and channels of the images.
+      layer: its name.
+    """
+    table = layers_of(model, input_shape)
+    row = row_of(table, layer)
+    if not (row and row.jump and row.output_shape):
+        return None
+    before = table.rows[: table.rows.index(row) + 1]
+    finer = any(each.kind.startswith(ENLARGING) for each in before)
+    covers = all(row.jump[axis] * row.output_shape[axis] == input_shape[axis] for axis in range(2))
+    return None if finer and covers else row
 
 
 def spread(maps: Maps, row: Row | None, height: int, width: int) -> Float[Array, "batch height width"]:

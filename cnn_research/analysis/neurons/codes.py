@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from cnn_research.analysis.attribution.cams import layers_of
+from cnn_research.analysis.attribution.cams import rows_of
 from cnn_research.analysis.attribution.targets import layer_output, outputs
 from cnn_research.analysis.neurons.batches import in_batches
 from cnn_research.errors import UserError, nearest
@@ -17,14 +17,14 @@ METHODS = ("pca", "tsne")
 
 
 def last_code(model: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """Returns the layer before the one that gives the logits.
+    """Returns the layer before the one that gives the logits, or that one where it is alone.
 
     Args:
       model: the network.
       input_shape: height, width and channels of the images.
     """
-    rows = [row for row in layers_of(model, input_shape).rows if row.output_shape]
-    return rows[-2].name if len(rows) > 1 else rows[-1].name
+    rows = rows_of(model, input_shape)
+    return rows[-2:][0].name
 
 
 def codes(

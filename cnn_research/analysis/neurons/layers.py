@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from cnn_research.analysis.attribution.cams import layers_of
+from cnn_research.analysis.attribution.cams import rows_of
 from cnn_research.errors import UserError, nearest
 
 
@@ -22,8 +22,8 @@ def map_layers(model: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
     Raises:
       UserError: no layer gives maps of more than a pixel.
     """
-    rows = layers_of(model, input_shape).rows
-    maps = [(row.name, row.output_shape) for row in rows if row.output_shape and len(row.output_shape) == 3]
+    maps = [(row.name, row.output_shape or ()) for row in rows_of(model, input_shape)]
+    maps = [(name, shape) for name, shape in maps if len(shape) == 3]
     sizes = [shape[:2] for _, shape in maps] + [(1, 1)]
     ends = [
         name for (name, _), size, after in zip(maps, sizes, sizes[1:], strict=False) if size != after and max(size) > 1
@@ -41,7 +41,7 @@ def kernel_layers(variables: Mapping[str, Any], model: nn.Module, input_shape: t
       model: the network.
       input_shape: height, width and channels of the images.
     """
-    names = [row.name for row in layers_of(model, input_shape).rows]
+    names = [row.name for row in rows_of(model, input_shape)]
     return [name for name in names if _params(variables, name).get("kernel") is not None]
 
 

@@ -92,8 +92,8 @@ def test_networks_without_what_a_method_needs():
         ("vgg11", {}, 64, "pool5"),
         ("googlenet_cifar", {}, 32, "inception_5b"),
         ("nin_cifar", {}, 32, "mlpconv3/cccp2_activation"),
-        ("unet", {"padding": "same"}, 32, "dropout5"),
-        ("fcn8s", {"body": "resnet20_cifar", "hidden": (8,), "norm": "batch"}, 32, "fc6_dropout"),
+        ("unet", {"padding": "same"}, 32, "conv3_4_activation"),
+        ("fcn8s", {"body": "resnet20_cifar", "hidden": (8,), "norm": "batch"}, 32, "fc6_activation"),
     ],
 )
 def test_class_activation_maps_are_of_the_last_coarse_layer(name, fields, size, layer):

@@ -107,6 +107,12 @@ def test_a_block_lies_where_its_last_layer_does(layer, row):
     assert cams.row_of(table, layer).name == row
 
 
+@pytest.mark.parametrize(("layer", "even"), [("conv3_4_activation", True), ("conv3_2_activation", False)])
+def test_maps_that_were_made_finer_again_lie_evenly(layer, even):
+    row = cams.place_of(models.create("unet", padding="same", width=0.1), (32, 32, 1), layer)
+    assert (row is None) == even
+
+
 def test_a_map_is_laid_over_the_image():
     maps = attribute("grad_cam", NET, VARIABLES, IMAGES, 1, layer="last")
     coarse = cams.grad_cam(NET, VARIABLES, IMAGES, lambda logits, _: logits[:, 1], "last")

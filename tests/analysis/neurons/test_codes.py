@@ -14,7 +14,7 @@ def test_codes_are_the_layers_outputs():
     model = create("mlp", features=(6,))
     images = np.random.default_rng(0).random((5, 4, 4, 1)).astype(np.float32)
     variables = model.init(jax.random.key(0), jnp.asarray(images), train=False)
-    assert codes.last_code(model, (4, 4, 1)) == "fc1_dropout"
+    assert codes.last_code(model, (4, 4, 1)) == "fc1_activation"
     vectors = codes.codes(model, variables, images, "fc1", batch_size=2, prepare=lambda images: 2 * images)
     layer = variables["params"]["fc1"]
     np.testing.assert_allclose(vectors, 2 * images.reshape(5, -1) @ layer["kernel"] + layer["bias"], rtol=1e-4)

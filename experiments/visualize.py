@@ -86,6 +86,11 @@ def make_view(run: analysis.Run) -> "gallery.View":
     """Returns what the flags say to show."""
     from cnn_research.analysis import gallery
 
+    if run.config.task not in gallery.TASKS:
+        raise UserError(
+            f"a network for {run.config.task} is not drawn yet, those for {' and '.join(gallery.TASKS)} are; of any"
+            " network, analysis.attribution.attribute explains a score"
+        )
     names = run.class_names
     if _TARGET.value and _TARGET.value not in names:
         raise UserError(f"--target={_TARGET.value} is no class; {nearest(_TARGET.value, names)}")

@@ -22,6 +22,7 @@ from cnn_research.analysis.sheets import Panel, sheet
 from cnn_research.data.augmentation import normalize
 from cnn_research.errors import UserError, nearest
 
+TASKS = ("classification", "segmentation")  # whose runs it shows
 CHANNELS = 10  # of a layer, where a picture shows some
 PATCHES = 9  # of a channel, as in Zeiler & Fergus 2014, figure 2
 TILES = 16  # filters of a layer, and their inputs, at most

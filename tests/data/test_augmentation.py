@@ -68,7 +68,7 @@ def test_off_is_free():
     assert not jaxpr.eqns
 
 
-@pytest.mark.parametrize("config", [Augmentation(), Augmentation(flip=True, dihedral=True), EVERYTHING])
+@pytest.mark.parametrize("config", [Augmentation(), Augmentation(flip=True, dihedral=True, brightness=0.4)])
 def test_bytes_are_as_good_as_floats(config):
     images = np.random.default_rng(0).integers(0, 256, (BATCH, 12, 10, 3), np.uint8)
     as_bytes, as_floats = (

@@ -37,6 +37,7 @@ def benchmark(*arguments):
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_loop(tmp_path):
     """Two turns of a few steps: the form of what it prints, not its figures."""
     small = ("--rounds=1", "--steps=30", "--examples=300", "--models=lenet5_modern")

@@ -31,6 +31,7 @@ def script(module, *arguments):
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_a_run_from_training_to_pictures(tmp_path):
     workdir, out = tmp_path / "run", tmp_path / "out"
     config = command_line.load_config("experiments/configs/shapes_localization.py")

@@ -14,6 +14,7 @@ FORMULAS = {
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
     "identity": lambda x: x,
     "leaky_relu": lambda x: max(x, 0.01 * x),
+    "leaky_relu_0.1": lambda x: max(x, 0.1 * x),
     "relu": lambda x: max(x, 0),
     "scaled_tanh": lambda x: 1.7159 * math.tanh(2 * x / 3),
     "selu": lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * (math.exp(x) - 1)),

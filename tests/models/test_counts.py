@@ -72,7 +72,7 @@ def test_every_network_has_its_count():
     assert models.names() == sorted(COUNTS)
 
 
-@pytest.mark.parametrize("name", DEEPEST)
+@pytest.mark.parametrize("name", ["resnet1001_cifar", pytest.param("resnet1202_cifar", marks=pytest.mark.slow)])
 def test_parameters_alone(name):
     init = partial(models.create(name).init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *models.input_shape(name))))

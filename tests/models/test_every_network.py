@@ -393,7 +393,7 @@ DISTINCT = {models.create(name, **CASES[name].base): name for name in reversed(m
 QUICK = ("lenet5_modern", "vgg11", "resnet20_cifar", "unet")
 
 # What all networks share is among the long tests for those that take long.
-LARGE = ("deconvnet", "fast_rcnn", "fcn16s", "googlenet")
+LARGE = ("deconvnet", "fast_rcnn", "fast_yolo", "fcn16s", "googlenet", "localizer", "resnet1001_cifar")
 
 FIELDS = [
     pytest.param(name, field.name, marks=pytest.mark.slow if name in LARGE and field.name in SHARED else ())

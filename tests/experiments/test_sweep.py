@@ -218,6 +218,7 @@ def test_faults_end_in_one_line(tmp_path, arguments, message):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path):
     """Trains two real arms, is stopped before the second, goes on, and reports; from another folder, too."""
     arguments = [

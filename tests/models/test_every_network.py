@@ -393,7 +393,10 @@ DISTINCT = {models.create(name, **CASES[name].base): name for name in reversed(m
 QUICK = ("lenet5_modern", "vgg11", "resnet20_cifar", "unet")
 
 # What all networks share is among the long tests for those that take long.
-LARGE = ("deconvnet", "fast_rcnn", "fast_yolo", "fcn16s", "googlenet", "localizer", "resnet1001_cifar")
+LARGE = (
+    *("alexnet", "deconvnet", "fast_rcnn", "fast_yolo", "fcn16s", "googlenet", "localizer", "nin_cifar"),
+    *("resnet101", "resnet110_cifar", "resnet1001_cifar"),
+)
 
 FIELDS = [
     pytest.param(name, field.name, marks=pytest.mark.slow if name in LARGE and field.name in SHARED else ())
@@ -449,7 +452,11 @@ def test_the_same_fields_give_the_same_network():
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *((name, "float32") for name in DISTINCT),
+        # GoogLeNet has a test of its own, ResNet-101 two.
+        *(
+            pytest.param(name, "float32", marks=pytest.mark.slow if name in ("googlenet", "resnet101") else ())
+            for name in DISTINCT
+        ),
         *(pytest.param(name, "bfloat16", marks=() if name in QUICK else pytest.mark.slow) for name in DISTINCT),
     ],
 )

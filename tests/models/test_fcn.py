@@ -110,7 +110,7 @@ def test_scores_are_added_up_from_coarse_to_fine():
     np.testing.assert_allclose(logits, x[:, 13:83, 13:114], rtol=1e-4, atol=1e-5 * np.abs(x).max())
 
 
-@pytest.mark.parametrize("skips", [0, 1, 2])
+@pytest.mark.parametrize("skips", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_what_is_learned_starts_as_interpolation(skips):
     """Inside: at the border of the maps the stamps of a transposed convolution add up to less than one."""
     images = normal(1, 128, 128, 3)

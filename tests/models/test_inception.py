@@ -315,7 +315,6 @@ def test_without_weights_there_are_no_auxiliary_classifiers():
     assert {path.split("/")[1] for path in with_heads.keys() - without.keys()} == {"auxiliary_1", "auxiliary_2"}
 
 
-@pytest.mark.slow
 def test_gradients_of_the_loss_reach_every_parameter():
     module, variables = build(**HEADS, activation="elu", dropout_rate=0.0, auxiliary_dropout_rate=0.1)
     batch = {"image": IMAGES, "label": jnp.array([0, 2, 1, 1]), "example_mask": jnp.ones(4, bool)}

@@ -198,7 +198,13 @@ def test_dropout_stands_where_it_was_published(name, dropouts):
     assert {path for path in outputs if "dropout" in path} == dropouts
 
 
-@pytest.mark.parametrize("fields", [{"norm": "batch"}, {"head": "dense", "dropout_rate": 0.2, "dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"norm": "batch"},
+        pytest.param({"head": "dense", "dropout_rate": 0.2, "dtype": "bfloat16"}, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_reach_every_parameter(fields):
     module, variables = build(activation="elu", **fields)
 

@@ -339,6 +339,12 @@ def test_only_none_leaves_no_way_around_the_convolutions(shortcut):
 
 # What every network must do.
 
+# The others are among the long tests.
+QUICK = [
+    {"skip": "original", "shortcut": "C"},
+    {"skip": "full_preactivation", "block": "bottleneck"},
+    {"shortcut": "none"},
+]
 CASES = [
     *({"skip": skip, "shortcut": "C"} for skip in SKIPS),
     *({"shortcut": shortcut} for shortcut in SHORTCUTS),
@@ -347,7 +353,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("fields", CASES, ids=lambda fields: " ".join(fields.values()))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(fields, marks=() if fields in QUICK else pytest.mark.slow, id=" ".join(fields.values()))
+        for fields in CASES
+    ],
+)
 def test_gradients_reach_every_parameter_and_training_moves_every_statistic(fields):
     module, variables = build(**fields)
     stats = {name: tree for name, tree in variables.items() if name != "params"}

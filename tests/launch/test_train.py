@@ -183,6 +183,7 @@ COUNTS = {signal.SIGKILL: 50, signal.SIGTERM: 20}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # each interruption takes a start, ten seconds and more
 @pytest.mark.parametrize("number", COUNTS)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_interrupted_at_random_gives_the_same_parameters(tmp_path, processes, number):

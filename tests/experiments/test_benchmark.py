@@ -57,6 +57,7 @@ def test_unknown_suite():
     assert ended.stderr == "error: --suite=lop is unknown; did you mean 'loop'?\n"
 
 
+@pytest.mark.slow
 def test_train_step():
     (row,) = benchmark("--suite=train_step", "--rounds=1", "--models=lenet5", "--batch_size=8")["rows"]
     assert (row["model"], row["batch_size"], row["precision"]) == ("lenet5", 8, "float32")

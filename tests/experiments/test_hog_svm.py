@@ -49,6 +49,7 @@ def test_digits(finished):
     assert result["params"] == machines["kernel"].size + machines["bias"].size
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_not_run_again_and_another_one_not_over_it(finished):
     workdir, result = finished
     code, out, _ = run(workdir, "--max_examples=500", "--cell=8")

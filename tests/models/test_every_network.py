@@ -492,7 +492,9 @@ def test_gradients_reach_every_parameter_and_a_step_goes_well(name, dtype):
         assert gradient.any(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "deconvnet" else ()) for name in DISTINCT]
+)
 def test_evaluation_does_not_depend_on_the_other_images(name):
     module, images, init = start(name, CASES[name].base)
     variables = filled(jax.eval_shape(init, jax.random.key(0)))

@@ -10,7 +10,6 @@ F-score over all thresholds, and the warping error.
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -27,6 +26,7 @@ from cnn_research.tasks.average_precision import AveragePrecision
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import mask_spec
 from experiments import command_line, processes
+from experiments.images import save
 from experiments.markdown import markdown_table
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
@@ -114,7 +114,7 @@ def draw_objects(
     from cnn_research.analysis import boxes
 
     curves = {run.class_names[label]: curve for label, curve in task.of_voc(measured)["curves"].items()}
-    _save(boxes.precision_recall(curves), out / "curves.png")
+    save(boxes.precision_recall(curves), out / "curves.png")
     scores = np.array([task.of_voc([record])["mean"] for record in measured])  # NaN, which is last, without objects
     worst = np.argsort(scores, kind="stable")[: _WORST.value].tolist()
     source = open_split(run.config, split)
@@ -129,12 +129,7 @@ def draw_objects(
         images.append(image)
         found.append([detection for detection in detections if detection[2] >= _SCORE.value])
         true.append(list(zip(record["true/boxes"] / size, true_names, strict=True)))
-    _save(boxes.detection_grid(images, found, true, run.class_names), out / "worst.png")
-
-
-def _save(figure: Any, path: epath.Path) -> None:
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+    save(boxes.detection_grid(images, found, true, run.class_names), out / "worst.png")
 
 
 def segmented(run: analysis.Run, split: str) -> Iterator[Segmented]:
@@ -159,7 +154,7 @@ def draw_worst(run: analysis.Run, split: str, path: epath.Path) -> None:
         worst = sorted([*worst, (score, index, (image, predicted, truth))], key=lambda row: row[:2])[: _WORST.value]
     titles = [f"{split} {index}: mean IoU {score:.1%}" for score, index, _ in worst]
     images, predictions, truths = zip(*(row for _, _, row in worst), strict=True)
-    _save(overlays.segmentation_grid(images, predictions, truths, run.class_names, titles), path)
+    save(overlays.segmentation_grid(images, predictions, truths, run.class_names, titles), path)
 
 
 def cell_scores(run: analysis.Run, split: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Images that the command line names."""
+"""Images that the command line names, and pictures that scripts draw."""
 
 import glob
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from cnn_research.data.images import decode
 from cnn_research.errors import UserError
@@ -36,3 +37,14 @@ def from_files(pattern: str, count: int, channels: int, class_names: tuple[str, 
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         yield str(path), image, class_names.index(folder) if folder in class_names else None
+
+
+def save(figure: Any, path: epath.Path) -> None:
+    """Writes a figure as a PNG, also into a bucket.
+
+    Args:
+      figure: of matplotlib, which takes half a second to import and so is not named here.
+      path: of the file.
+    """
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=110)

@@ -33,7 +33,7 @@ from cnn_research.training.config import max_objects
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import image_spec, mask_spec
 from experiments import command_line
-from experiments.images import Example, from_files
+from experiments.images import Example, from_files, save
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
 _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or latest, or best")
@@ -92,11 +92,11 @@ def draw_labels(run: analysis.Run, examples: list[Example], out: epath.Path) -> 
     _, images, labels = zip(*examples, strict=True)
     probabilities = run.predict(images)["probabilities"]
     grid = figures.prediction_grid(images[:GRID], probabilities[:GRID], run.class_names, labels[:GRID], columns=4)
-    _save(grid, out / "grid.png")
+    save(grid, out / "grid.png")
     lines = []
     for row, (name, image, label) in enumerate(_progress(examples)):
         picture = out / f"{row:05d}_{Path(name).stem}.png"
-        _save(figures.top_predictions(image, probabilities[row], run.class_names, label), picture)
+        save(figures.top_predictions(image, probabilities[row], run.class_names, label), picture)
         likeliest = np.argsort(-probabilities[row], kind="stable")[:5]
         top = {run.class_names[index]: round(float(probabilities[row][index]), 6) for index in likeliest}
         true = {} if label is None else {"true": run.class_names[label]}
@@ -127,10 +127,10 @@ def draw_boxes(run: analysis.Run, examples: list[Example], out: epath.Path) -> t
             text, true = f"{text}, IoU {overlap:.2f}", [(true_box, f"true: {true_class}")]
             right, known = right + int(name_of_class == true_class and overlap >= OVERLAP), known + 1
         picture = out / f"{row:05d}_{Path(name).stem}.png"
-        _save(boxes.box_grid([image], [[(box, text)]], [true]), picture)
+        save(boxes.box_grid([image], [[(box, text)]], [true]), picture)
         drawn.append((image, [(box, text)], true))
         lines.append({"image": name, "picture": picture.name, **line})
-    _save(boxes.box_grid(*zip(*drawn[:GRID], strict=True)), out / "grid.png")
+    save(boxes.box_grid(*zip(*drawn[:GRID], strict=True)), out / "grid.png")
     return lines, f", {right} of {known} right" if known else ""
 
 
@@ -151,12 +151,12 @@ def draw_detections(run: analysis.Run, examples: list[Example], out: epath.Path)
         if not _IMAGES.value:
             true = [(box, run.class_names[label]) for box, label in zip(truth.boxes, truth.labels, strict=True)]
         picture = out / f"{row:05d}_{Path(name).stem}.png"
-        _save(boxes.detection_grid([image], [shown], [true], run.class_names), picture)
+        save(boxes.detection_grid([image], [shown], [true], run.class_names), picture)
         drawn.append((image, shown, true))
         objects = [{"class": label, "score": round(score, 6), "box": _rounded(box)} for box, label, score in detections]
         lines.append({"image": name, "picture": picture.name, "objects": objects})
     seen, found, truths = zip(*drawn[:GRID], strict=True)
-    _save(boxes.detection_grid(seen, found, truths, run.class_names), out / "grid.png")
+    save(boxes.detection_grid(seen, found, truths, run.class_names), out / "grid.png")
     return lines, f", with {sum(len(shown) for _, shown, _ in drawn)} objects"
 
 
@@ -173,7 +173,7 @@ def draw_segmentations(run: analysis.Run, examples: list[Example], out: epath.Pa
         # Files have no masks: their folder's name, where it is a class, is none of their pixels'.
         truth = None if _IMAGES.value else examples[row][2]
         picture = out / f"{row:05d}_{Path(name).stem}.png"
-        _save(overlays.segmentation_grid([image], [classes], [truth], run.class_names), picture)
+        save(overlays.segmentation_grid([image], [classes], [truth], run.class_names), picture)
         mask = picture.with_name(f"{picture.stem}_classes.png")
         mask.write_bytes(cv2.imencode(".png", classes.astype(np.uint8))[1].tobytes())
         counts = np.bincount(classes.ravel(), minlength=len(run.class_names))
@@ -184,7 +184,7 @@ def draw_segmentations(run: analysis.Run, examples: list[Example], out: epath.Pa
             right, known = right + int((classes == truth).sum()), known + int((truth != IGNORE).sum())
     images, predicted, truths = zip(*drawn[:GRID], strict=True)
     grid = overlays.segmentation_grid(images, predicted, truths, run.class_names)
-    _save(grid, out / "grid.png")
+    save(grid, out / "grid.png")
     return lines, f", {right / known:.1%} of their pixels right" if known else ""
 
 
@@ -204,11 +204,6 @@ def _segment(run: analysis.Run, examples: list[Example]) -> Iterator[np.ndarray]
 
 def _progress(examples: list[Example]) -> Iterable[Example]:
     return tqdm(examples, desc="drawing", unit="image", disable=None, leave=False)
-
-
-def _save(figure: object, path: epath.Path) -> None:
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=110)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

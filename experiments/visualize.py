@@ -31,7 +31,7 @@ from cnn_research.errors import UserError, nearest
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import image_spec
 from experiments import command_line
-from experiments.images import from_files
+from experiments.images import from_files, save
 
 if TYPE_CHECKING:
     from cnn_research.analysis import gallery
@@ -71,8 +71,7 @@ def main() -> None:
     for method in tqdm(methods, unit="method", disable=None, leave=False):
         try:
             for name, figure in gallery.show(method, view):
-                with (out / f"{name}.png").open("wb") as file:
-                    figure.savefig(file, format="png", dpi=110)
+                save(figure, out / f"{name}.png")
                 names.append(name)
         except UserError as error:
             if not every:

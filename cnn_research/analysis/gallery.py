@@ -21,6 +21,7 @@ from cnn_research.analysis.run import Run
 from cnn_research.analysis.sheets import Panel, sheet
 from cnn_research.data.augmentation import normalize
 from cnn_research.errors import UserError, nearest
+from cnn_research.metrics.classification import confusion_matrix
 
 TASKS = ("classification", "segmentation")  # whose runs it shows
 CHANNELS = 10  # of a layer, where a picture shows some
@@ -323,9 +324,8 @@ def confusions(view: View) -> Pictures:
     classes = view.run.config.model.num_classes
     probabilities = view.run.predict([*view.data])["probabilities"]
     predicted, true = probabilities.argmax(-1), np.array(view.data_labels)
-    matrix = np.zeros((classes, classes), int)
-    np.add.at(matrix, (true, predicted), 1)
-    yield "confusions", _matrix(view, matrix)
+    matrix = confusion_matrix(true, predicted, classes, np.ones(len(true), bool))
+    yield "confusions", _matrix(view, np.asarray(matrix))
     wrong = np.flatnonzero(predicted != true)
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:16]
     if len(worst):

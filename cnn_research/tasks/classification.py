@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from cnn_research.errors import UserError, nearest
 from cnn_research.metrics.classification import calibration_bins, calibration_error, confusion_matrix, top_k_correct
-from cnn_research.tasks.task import Batch, Predictions, Ratio, Variables
+from cnn_research.tasks.task import Batch, Predictions, Ratio, Variables, apply, likeliest
 
 CRITERIA = ("cross_entropy", "map")
 
@@ -70,12 +70,7 @@ class Classification:
           {"loss": (sum, weight)}, or with auxiliary classifiers a term `main` and one by the name of each; and aux: the
           new `batch_stats`, and `metrics` with the accuracy as (sum, weight).
         """
-        if train:
-            logits, updated = model.apply(
-                variables, batch["image"], train=True, mutable=["auxiliary", "batch_stats"], rngs={"dropout": rng}
-            )
-        else:
-            logits, updated = model.apply(variables, batch["image"], train=False), variables
+        logits, updated = apply(model, variables, batch["image"], rng, train)
         mask, label = jnp.asarray(batch["example_mask"]), jnp.asarray(batch["label"])
         targets: list[tuple[Array, Array | float]] = [(label, 1.0)]
         if "label_other" in batch:
@@ -111,7 +106,7 @@ class Classification:
           image is no rubbish); `label` int32[batch], the likeliest class, the first of equals, -1 where a logit is NaN.
         """
         logits = jnp.asarray(model.apply(variables, batch["image"], train=False), jnp.float32)
-        label = jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+        label = likeliest(logits)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits), "label": label}
 
     def measure(self, predictions: Predictions, batch: Batch) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from cnn_research.errors import UserError
 from cnn_research.ops.boxes import clip, nms
 from cnn_research.tasks.average_precision import AveragePrecision
-from cnn_research.tasks.task import Batch, Ratio, Variables
+from cnn_research.tasks.task import Batch, Ratio, Variables, apply
 from cnn_research.tasks.yolo_loss import cell_targets, predicted_boxes, yolo_loss
 
 
@@ -61,13 +61,7 @@ class Detection(AveragePrecision):
         Returns:
           The terms of `yolo_loss` as (sum, number of images); and aux: the new `batch_stats`, and no `metrics`.
         """
-        found: Any
-        if train:
-            found, updated = model.apply(
-                variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
-            )
-        else:
-            found, updated = model.apply(variables, batch["image"], train=False), variables
+        found, updated = apply(model, variables, batch["image"], rng, train)
         bbox, label, valid, ignored = (
             jnp.asarray(batch[f"objects/{name}"]) for name in ("bbox", "label", "valid", "ignored")
         )

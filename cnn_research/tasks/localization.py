@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cnn_research.errors import UserError, nearest
 from cnn_research.metrics.classification import top_k_correct
 from cnn_research.ops.boxes import centers_and_sizes, clip, giou_of_pairs, iou_of_pairs
-from cnn_research.tasks.task import Batch, Predictions, Ratio, Variables
+from cnn_research.tasks.task import Batch, Predictions, Ratio, Variables, apply, likeliest
 
 CRITERIA = ("giou", "l2", "smooth_l1")
 OVERLAP = 0.5  # IoU from which a box is right: Russakovsky et al. 2015, arXiv:1409.0575, section 4.2
@@ -69,13 +70,7 @@ class Localization:
           {"class": (sum, weight), "box": (sum, weight)}; and aux: the new `batch_stats`, and `metrics` with the
           accuracy and the mean IoU as (sum, weight).
         """
-        found: Any
-        if train:
-            found, updated = model.apply(
-                variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
-            )
-        else:
-            found, updated = model.apply(variables, batch["image"], train=False), variables
+        found, updated = apply(model, variables, batch["image"], rng, train)
         truth, label, known = _main_objects(batch)
         # Before the criterion, not only after it: the gradient of a NaN is NaN even where it is not selected.
         logits = jnp.where(known[:, None], jnp.asarray(found.logits, jnp.float32), 0)
@@ -93,7 +88,7 @@ class Localization:
             },
         }
         return {
-            "class": ratio(_cross_entropy(logits, label)),
+            "class": ratio(optax.softmax_cross_entropy_with_integer_labels(logits, label)),
             "box": ratio(self.box_weight * self._box_losses(boxes, truth)),
         }, aux
 
@@ -112,7 +107,7 @@ class Localization:
         """
         found: Any = model.apply(variables, batch["image"], train=False)
         logits = jnp.asarray(found.logits, jnp.float32)
-        label = jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+        label = likeliest(logits)
         box = clip(_of_class(jnp.asarray(found.boxes, jnp.float32), jnp.maximum(label, 0)), 1, 1)
         box = jnp.where(jnp.isnan(box).any(axis=-1, keepdims=True), 0, box)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits), "label": label, "box": box}
@@ -133,7 +128,7 @@ class Localization:
         correct = top_k_correct(predictions["logits"], label, k=1) & known
         found = (overlap >= OVERLAP) & known
         counts = {"examples": known, "correct": correct, "found": found, "localized": correct & found}
-        losses = _cross_entropy(jnp.asarray(predictions["logits"]), label)
+        losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(predictions["logits"]), label)
         return {name: marks.sum(dtype=jnp.int32) for name, marks in counts.items()} | {
             "iou": jnp.where(known, overlap, 0).sum(),
             "loss": jnp.where(known, losses, 0).sum(),
@@ -173,8 +168,7 @@ class Localization:
         )
         if self.criterion == "l2":
             return jnp.square(errors).sum(axis=-1)
-        sizes = jnp.abs(errors)
-        return jnp.where(sizes < self.beta, sizes**2 / (2 * self.beta), sizes - self.beta / 2).sum(axis=-1)
+        return optax.losses.huber_loss(errors, delta=self.beta).sum(axis=-1) / self.beta
 
 
 def _main_objects(batch: Batch) -> tuple[Boxes, Int[Array, " batch"], Bool[Array, " batch"]]:
@@ -187,7 +181,3 @@ def _of_class(boxes: Float[Array, "batch kinds 4"], label: Int[Array, " batch"])
     """Picks the box of each example's class, or the one that all classes have."""
     kinds = boxes.shape[1]
     return boxes[:, 0] if kinds == 1 else jnp.take_along_axis(boxes, label[:, None, None], axis=1)[:, 0]
-
-
-def _cross_entropy(logits: Float[Array, "batch classes"], label: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=-1)[:, 0]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, Shaped
 
 from cnn_research.errors import UserError, nearest
 from cnn_research.metrics import segmentation as metrics
-from cnn_research.tasks.task import Batch, Predictions, Ratio, Variables
+from cnn_research.tasks.task import Batch, Predictions, Ratio, Variables, apply, likeliest
 
 CRITERIA = ("cross_entropy", "dice", "focal")
 
@@ -87,12 +87,7 @@ class Segmentation:
         Raises:
           UserError: there is not one weight for each class.
         """
-        if train:
-            logits, updated = model.apply(
-                variables, batch["image"], train=True, mutable=["auxiliary", "batch_stats"], rngs={"dropout": rng}
-            )
-        else:
-            logits, updated = model.apply(variables, batch["image"], train=False), variables
+        logits, updated = apply(model, variables, batch["image"], rng, train)
         heads = updated.get("auxiliary", {})
         terms = {"main" if heads else "loss": self._ratio(logits, batch)}
         for name, head in heads.items():
@@ -119,7 +114,7 @@ class Segmentation:
           `label` int32[batch, height, width], the likeliest class, the first of equals, -1 where a logit is NaN.
         """
         logits = jnp.asarray(model.apply(variables, batch["image"], train=False), jnp.float32)
-        label = jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+        label = likeliest(logits)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits), "label": label}
 
     def measure(self, predictions: Predictions, batch: Batch) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from cnn_research.metrics.records import Record
 
@@ -87,3 +88,29 @@ class RecordTask(Task, Protocol):
             are read `masks`, as `metrics.detection.encode_masks` makes them, and `size`, the image's.
         """
         ...
+
+
+def apply(
+    model: nn.Module, variables: Variables, images: Array | np.ndarray, rng: PRNGKeyArray, train: bool
+) -> tuple[Any, Mapping[str, Any]]:
+    """Returns what a network says of images, and the collections that it leaves: `auxiliary`, the new `batch_stats`.
+
+    Args:
+      model: the network.
+      variables: `params` and, where the model has them, `batch_stats`, which stay as they are unless `train`.
+      images: as the network takes them.
+      rng: the key of dropout; unused unless `train`.
+      train: whether the model runs in its training mode.
+    """
+    if not train:
+        return model.apply(variables, images, train=False), variables
+    return model.apply(variables, images, train=True, mutable=["auxiliary", "batch_stats"], rngs={"dropout": rng})
+
+
+def likeliest(logits: Float[Array, "*shape classes"]) -> Int32[Array, "*shape"]:
+    """Returns the likeliest class, the first of equals, and -1 where a logit is NaN.
+
+    Args:
+      logits: of the classes.
+    """
+    return jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)

@@ -61,7 +61,7 @@ def train_together(
     """Trains runs that differ in scalars as one program, each as `train` would; one that fails leaves the others be.
 
     Args:
-      configs: of the runs; they differ in their seeds and in `together.TRACED` at most.
+      configs: of the runs; they differ in `together.SCALARS` at most.
       workdirs: the runs' directories.
       devices: to train on, with `jit`; all there are unless given.
 

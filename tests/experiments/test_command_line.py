@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import re
 import subprocess
@@ -84,6 +85,14 @@ def test_faults_end_in_one_line(parse, arguments, message):
     assert re.fullmatch(r"error: [^\n]+\n", stderr), stderr
     assert re.search(message, stderr), stderr
     assert not stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="buckets can be read here")
+def test_a_bucket_without_the_package_that_reads_it():
+    command = [sys.executable, "-m", "experiments.evaluate", "--workdir=gs://bucket/run"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert re.fullmatch(r'error: Please install gcsfs [^\n]*: pip install -e "\.\[gcs\]"\n', ended.stderr)
 
 
 def test_every_field_is_a_flag(parse):

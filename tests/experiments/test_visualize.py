@@ -3,13 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from cnn_research import analysis, training
 from cnn_research.data.images import decode
+from cnn_research.errors import UserError
+from experiments import visualize
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -25,6 +29,12 @@ def run(*flags):
     command = [sys.executable, "-m", "experiments.visualize", *flags]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     return done.returncode, done.stdout, done.stderr
+
+
+def test_networks_that_find_objects_are_refused():
+    run = SimpleNamespace(config=ConfigDict({"task": "detection"}))
+    with pytest.raises(UserError, match=r"a network for detection is not drawn yet, those for classification and"):
+        visualize.make_view(run)
 
 
 def test_pictures_of_some_methods(workdir, tmp_path):

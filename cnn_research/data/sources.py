@@ -1,5 +1,6 @@
 """TFDS splits as random-access sources, read without TensorFlow."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -72,17 +73,21 @@ class Source:
           indices: of the examples, one or more; the size of the first one's file decides.
           mask: the feature of the masks; none unless given.
           objects: whether to read `objects`, see `data.objects`.
+
+        Raises:
+          UserError: the files are damaged.
         """
         records: Any = self.examples
         parse: Callable[[Any], dict[str, Any]] = self._renamed
         if isinstance(records, array_record.ArrayRecordDataSource):
             records, parse = records.data_source, functools.partial(_parse, self.image, mask, objects)
-        first = parse(records[indices[0]])
-        if len(first["image"]) < SMALL_FILE:
-            yield from map(parse, records.__getitems__(list(indices)))
-        else:
-            yield first
-            yield from map(parse, map(records.__getitem__, indices[1:]))
+        with _undamaged(f"split {self.split!r} of data set {self.name!r}"):
+            first = parse(records[indices[0]])
+            if len(first["image"]) < SMALL_FILE:
+                yield from map(parse, records.__getitems__(list(indices)))
+            else:
+                yield first
+                yield from map(parse, map(records.__getitem__, indices[1:]))
 
     def _renamed(self, example: dict[str, Any]) -> dict[str, Any]:
         return {**example, "image": example[self.image]}
@@ -175,7 +180,8 @@ def open_source(name: str, split: str, data_dir: str = "", image: str = "image")
     Raises:
       UserError: no such data set or split, a format without random access, or an empty split.
     """
-    builder = find(name, data_dir)
+    with _undamaged(f"data set {name!r}"):
+        builder = find(name, data_dir)
     images = {key: tfds.decode.SkipDecoding() for key, feature in builder.info.features.items() if _is_image(feature)}
     try:
         examples = builder.as_data_source(split=split, decoders=images)
@@ -188,6 +194,17 @@ def open_source(name: str, split: str, data_dir: str = "", image: str = "image")
         known = ", ".join(f"{key} ({info.num_examples})" for key, info in builder.info.splits.items())
         raise UserError(f"data set {name!r} has no examples in split {split!r}; its splits are {known}") from error
     return Source(name, split, examples, builder.info.features, image)
+
+
+@contextlib.contextmanager
+def _undamaged(what: str) -> Iterator[None]:
+    """Says in one line what libraries, each in its own way, find wrong in damaged files."""
+    try:
+        yield
+    except (UserError, OSError, ImportError):  # which say it themselves
+        raise
+    except Exception as error:
+        raise UserError(f"{what} is damaged: {type(error).__name__}: {error}; prepare it again") from error
 
 
 def _parse(image: str, mask: str, objects: bool, record: bytes) -> dict[str, Any]:

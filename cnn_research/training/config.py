@@ -20,6 +20,7 @@ CROP_ON = ("device", "host")
 OBJECTS = {"detection": 50, "instance_segmentation": 50, "localization": 1, "region_detection": 50}
 # Tasks that learn masks, and the feature that has them by default.
 MASKS = {"instance_segmentation": "instance_mask", "segmentation": "segmentation_mask"}
+WORDS = ("data.class_names", "optimizer.milestones")  # what sequences hold that are not numbers
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 
 # Fields that say how a run is watched, kept and spread over devices, and not what it computes: a run may resume with
@@ -122,6 +123,9 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: naming the field and what would be right.
     """
+    for field, value in flatten(config).items():
+        if isinstance(value, tuple) and field not in WORDS and not all(isinstance(part, int | float) for part in value):
+            raise UserError(f"{field}={value} must hold numbers")
     if config.parallel not in PARALLEL:
         raise UserError(f"parallel={config.parallel!r} is unknown; {nearest(config.parallel, PARALLEL)}")
     if config.get("shard_state", "off") not in SHARD_STATE:

@@ -18,6 +18,7 @@ from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
 from cnn_research.training import config as configs
 from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.config import validate
 from cnn_research.training.evaluation import Evaluator, check_classes, class_names, open_split
 from cnn_research.training.feed import make_feed, train_spec
 from cnn_research.training.parallel import Jit, make_parallel
@@ -73,6 +74,7 @@ def train_together(
       Stopped: a signal asked to stop; the runs are saved.
     """
     first = configs[0]
+    validate(first)
     train_source, test_source = (open_split(first, first.data[split]) for split in ("train", "test"))
     names = class_names(train_source, first)
     configs = [_with_facts(config, len(train_source), names) for config in configs]

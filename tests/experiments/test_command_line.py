@@ -1,55 +1,10 @@
 import importlib.util
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
 DIGITS = "--config=experiments/configs/digits.py:lenet5"
-
-# Starts as a script does, then gives each command line a process of its own, as the shell does, but imports only once.
-FORKS = """
-import json, os, sys, tempfile
-from experiments import command_line, train
-
-def main():
-    command_line.require("config", "workdir")
-    print(train._CONFIG.value.to_json())
-
-for line in sys.stdin:
-    files = [tempfile.TemporaryFile("w+") for _ in range(2)]
-    child = os.fork()
-    if not child:
-        os.dup2(files[0].fileno(), 1), os.dup2(files[1].fileno(), 2)
-        sys.argv = ["train", *json.loads(line)]
-        command_line.run(main)
-        sys.exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([code, *(file.seek(0) or file.read() for file in files)]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def parse():
-    """Returns a function from arguments to the exit code, stdout and stderr of a script that trains nothing."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", FORKS],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-
-        def ask(*arguments):
-            process.stdin.write(json.dumps(arguments) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
-        yield ask
-        process.stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -79,8 +34,8 @@ def parse():
         ([DIGITS], "--workdir is missing"),
     ],
 )
-def test_faults_end_in_one_line(parse, arguments, message):
-    code, stdout, stderr = parse(*arguments)
+def test_faults_end_in_one_line(shell, arguments, message):
+    code, stdout, stderr = shell("train", *arguments)
     assert code == 2, stderr
     assert re.fullmatch(r"error: [^\n]+\n", stderr), stderr
     assert re.search(message, stderr), stderr
@@ -88,17 +43,19 @@ def test_faults_end_in_one_line(parse, arguments, message):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="buckets can be read here")
-def test_a_bucket_without_the_package_that_reads_it():
-    command = [sys.executable, "-m", "experiments.evaluate", "--workdir=gs://bucket/run"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert re.fullmatch(r'error: Please install gcsfs [^\n]*: pip install -e "\.\[gcs\]"\n', ended.stderr)
+def test_a_bucket_without_the_package_that_reads_it(shell):
+    code, out, err = shell("evaluate", "--workdir=gs://bucket/run")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r'error: Please install gcsfs [^\n]*: pip install -e "\.\[gcs\]"\n', err)
 
 
-def test_every_field_is_a_flag(parse):
-    code, stdout, stderr = parse(
+def test_every_field_is_a_flag(shell, tmp_path):
+    code, _, stderr = shell(
+        "train",
         DIGITS,
-        "--workdir=x",
+        f"--workdir={tmp_path}",
+        "--config.duration=1",
+        "--config.batch_size=8",
         "--config.model.activation=relu",
         "--config.model.width=2",
         "--config.optimizer.name=adamw",
@@ -108,7 +65,7 @@ def test_every_field_is_a_flag(parse):
         "--noconfig.tensorboard",
     )
     assert code == 0, stderr
-    config = json.loads(stdout)
+    config = json.loads((tmp_path / "config.json").read_text())
     assert config["model"]["activation"] == "relu"
     assert config["model"]["width"] == 2.0
     assert config["optimizer"]["name"] == "adamw"
@@ -117,10 +74,8 @@ def test_every_field_is_a_flag(parse):
     assert config["tensorboard"] is False
 
 
-def test_help():
-    command = [sys.executable, "-m", "experiments.train", "--help"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0
-    assert "--workdir" in ended.stdout
-    assert "Trains a network" in ended.stdout
-    assert not ended.stderr
+def test_help(shell):
+    code, out, err = shell("train", "--help")
+    assert (code, err) == (0, "")
+    assert "--workdir" in out
+    assert "Trains a network" in out

@@ -1,10 +1,6 @@
 """A run of detection, from its training to its pictures."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,24 +10,8 @@ from cnn_research import analysis, training
 from cnn_research.errors import UserError
 from experiments import command_line
 
-REPOSITORY = Path(__file__).parents[2]
 
-
-def script(module, *arguments):
-    """Returns stdout of a script that ends well."""
-    ended = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-def test_a_run_from_training_to_pictures(tmp_path):
+def test_a_run_from_training_to_pictures(script, tmp_path):
     workdir, out = tmp_path / "run", tmp_path / "out"
     config = command_line.load_config("experiments/configs/shapes_detection.py:yolo")
     config.data.update(name="shapes/32x24_train64_test20", image_size=(32, 32), resize="pad")

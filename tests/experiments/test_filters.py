@@ -1,7 +1,6 @@
 """The script that draws filters, as a user starts it and piece by piece."""
 
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,14 +12,13 @@ from cnn_research.errors import UserError
 from cnn_research.ops.filters import gaussian
 from experiments.filters import choose, draw, filters, from_files, number, picture_names, shrink, to_pixels
 
-REPOSITORY = Path(__file__).parents[2]
 MINUS = "\N{MINUS SIGN}"
 
 
-def run(*flags):
-    command = [sys.executable, "-m", "experiments.filters", *flags]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def run(shell):
+    """Returns a function from flags to the exit code, stdout and stderr of the script."""
+    return partial(shell, "filters")
 
 
 def photo(height=20, width=30):
@@ -37,7 +35,7 @@ def images(tmp_path_factory):
     return folder
 
 
-def test_a_photograph_is_there_without_files(tmp_path):
+def test_a_photograph_is_there_without_files(run, tmp_path):
     code, out, err = run("--filters=edge", f"--out={tmp_path}/new/folder")
     assert (code, err) == (0, "")
     (picture,) = (tmp_path / "new" / "folder").iterdir()
@@ -45,7 +43,7 @@ def test_a_photograph_is_there_without_files(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_image_that_is_none_ends_in_one_line_before_anything_is_written(images, tmp_path):
+def test_an_image_that_is_none_ends_in_one_line_before_anything_is_written(run, images, tmp_path):
     code, out, err = run(f"--images={images}/*", "--filters=blur", "--padding=circular", f"--out={tmp_path}/out")
     assert (code, out) == (2, "")
     assert err == f"error: {images}/bad.png: an image cannot be decoded; PNG and JPEG files can\n"

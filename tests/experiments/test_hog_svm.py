@@ -1,9 +1,6 @@
 """The earlier approach, as a user starts it and piece by piece."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,19 +14,17 @@ from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import image_spec
 from experiments import hog_svm
 
-REPOSITORY = Path(__file__).parents[2]
-
-
-def run(workdir, *flags):
-    command = [sys.executable, "-m", "experiments.hog_svm", "--config=experiments/configs/digits.py", *flags]
-    done = subprocess.run(
-        [*command, f"--workdir={workdir}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
-    )
-    return done.returncode, done.stdout, done.stderr
+CONFIG = "--config=experiments/configs/digits.py"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def run(shell):
+    """Returns a function from a directory and flags to the exit code, stdout and stderr of the script."""
+    return lambda workdir, *flags: shell("hog_svm", CONFIG, f"--workdir={workdir}", *flags)
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("hog") / "run"
     code, out, err = run(workdir, "--max_examples=500", "--cell=8")
     assert code == 0, err
@@ -50,7 +45,7 @@ def test_digits(finished):
 
 
 @pytest.mark.slow
-def test_a_complete_run_is_not_run_again_and_another_one_not_over_it(finished):
+def test_a_complete_run_is_not_run_again_and_another_one_not_over_it(run, finished):
     workdir, result = finished
     code, out, _ = run(workdir, "--max_examples=500", "--cell=8")
     assert (code, json.loads(out)) == (0, result)
@@ -69,7 +64,7 @@ def test_its_directory_is_no_networks(finished):
     ("flag", "message"),
     [("--config.model.width=2", "--config.model.width does nothing here"), ("--C=-1", "must be more than 0")],
 )
-def test_what_does_nothing_is_refused(tmp_path, flag, message):
+def test_what_does_nothing_is_refused(run, tmp_path, flag, message):
     code, out, err = run(tmp_path / "run", flag)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

@@ -1,9 +1,7 @@
 """The script that shifts images, on two small runs."""
 
 import csv
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import jax
 import pytest
@@ -11,7 +9,11 @@ import pytest
 from cnn_research import training
 from experiments.invariance import find_runs
 
-REPOSITORY = Path(__file__).parents[2]
+
+@pytest.fixture(scope="module")
+def run(shell):
+    """Returns a function from flags to the exit code, stdout and stderr of the script."""
+    return partial(shell, "invariance")
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +24,7 @@ def runs(digits_config, tmp_path_factory):
     return folder
 
 
-def run(*flags):
-    command = [sys.executable, "-m", "experiments.invariance", *flags]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_curves_and_tables_of_several_runs(runs, tmp_path):
+def test_curves_and_tables_of_several_runs(run, runs, tmp_path):
     code, out, err = run(f"--runs={runs}/*", "--max_shift=2", f"--out={tmp_path}")
     assert code == 0, err
     assert (tmp_path / "table.md").read_text().startswith(out)
@@ -49,7 +45,7 @@ def test_curves_and_tables_of_several_runs(runs, tmp_path):
         (["--runs=x", "--out=x", "--padding_mode=zero"], "did you mean 'zeros'"),
     ],
 )
-def test_faults_are_one_line(flags, message):
+def test_faults_are_one_line(run, flags, message):
     code, out, err = run(*flags)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

@@ -1,10 +1,7 @@
 """A run of segmentation, from its training to its pictures, by the scripts that a user starts."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import cv2
 import numpy as np
@@ -16,24 +13,15 @@ from cnn_research.data.sources import open_source
 from cnn_research.metrics.segmentation import confusion_matrix, mean_iou
 from cnn_research.training.feed import mask_spec
 
-REPOSITORY = Path(__file__).parents[2]
 
-
-def run(module, *arguments):
-    """Returns the exit code, stdout and stderr of a script."""
-    ended = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-    )
-    return ended.returncode, ended.stdout, ended.stderr
+@pytest.fixture(scope="module")
+def run(shell):
+    """Returns a function from a script and its flags to the exit code, stdout and stderr."""
+    return partial(shell, jax_disable_most_optimizations=True)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(run, tmp_path_factory):
     """A run of a few steps with all that moves masks; and what it printed."""
     workdir = tmp_path_factory.mktemp("segmentation") / "run"
     code, out, err = run(
@@ -90,7 +78,7 @@ def test_predictions_are_of_the_images_own_size(trained, examples):
     assert (np.stack(tiles).argmax(-1) == predicted[:8]).mean() > 0.7
 
 
-def test_evaluate_writes_a_row_a_class_and_the_worst_images(trained, tmp_path):
+def test_evaluate_writes_a_row_a_class_and_the_worst_images(run, trained, tmp_path):
     workdir, out, _ = trained
     code, printed, err = run("evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--worst=3", "--cells=0")
     assert code == 0, err
@@ -106,7 +94,7 @@ def test_evaluate_writes_a_row_a_class_and_the_worst_images(trained, tmp_path):
     assert cv2.imread(str(tmp_path / "worst.png")).shape[1] > 500
 
 
-def test_predict_draws_pixels(trained, examples, tmp_path):
+def test_predict_draws_pixels(run, trained, examples, tmp_path):
     code, out, err = run("predict", f"--workdir={trained[0]}", f"--out={tmp_path}", "--count=5")
     assert code == 0, err
     assert f"5 images drawn into {tmp_path}, " in out
@@ -122,7 +110,7 @@ def test_predict_draws_pixels(trained, examples, tmp_path):
     assert (tmp_path / "grid.png").exists()
 
 
-def test_predict_draws_files_in_tiles(trained, examples, tmp_path):
+def test_predict_draws_files_in_tiles(run, trained, examples, tmp_path):
     for index in range(2):
         cv2.imwrite(str(tmp_path / f"{index}.png"), np.tile(examples[index][0], (2, 2, 1)))
     flags = f"--images={tmp_path}/*.png", f"--out={tmp_path}/out", "--tile=24,24", "--margin=4", "--multiple=4"

@@ -1,9 +1,7 @@
 """The script's flags, what it writes, and how it ends."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
@@ -11,18 +9,16 @@ from cnn_research import analysis, models
 from cnn_research.errors import UserError
 from experiments.tabulate import parse_fields, parse_shape, remainders
 
-REPOSITORY = Path(__file__).parents[2]
 DIGITS = "--config=experiments/configs/digits.py:lenet5_modern"
 
 
-def run(*arguments):
-    """Runs the script as a user does; returns its exit code, stdout and stderr."""
-    command = [sys.executable, "-W", "ignore", "-m", "experiments.tabulate", *arguments]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    return ended.returncode, ended.stdout, ended.stderr
+@pytest.fixture(scope="module")
+def run(shell):
+    """Returns a function from flags to the exit code, stdout and stderr of the script."""
+    return partial(shell, "tabulate")
 
 
-def test_a_network_by_name():
+def test_a_network_by_name(run):
     code, stdout, stderr = run("--model=vgg16", "--input_shape=224,224,3", "--format=json")
     assert (code, stderr) == (0, "")
     table = json.loads(stdout)
@@ -30,7 +26,7 @@ def test_a_network_by_name():
     assert table["rows"][-1]["receptive_field"] == [404, 404]
 
 
-def test_fields_and_the_papers_size():
+def test_fields_and_the_papers_size(run):
     code, stdout, _ = run("--model=resnet20_cifar", "--fields=norm=group, stage_sizes=(1,1),width=0.5", "--all")
     assert code == 0
     assert "Norm group" in stdout
@@ -39,7 +35,7 @@ def test_fields_and_the_papers_size():
     assert stdout.endswith(": stage2/block1/conv1; nothing at 31x31 or 33x33.\n")
 
 
-def test_a_recipes_network():
+def test_a_recipes_network(run):
     code, stdout, stderr = run(DIGITS, "--config.model.c3=partial", "--config.data.channels=3", "--format=markdown")
     assert (code, stderr) == (0, "")
     assert stdout.startswith("| layer | kind |")
@@ -58,7 +54,7 @@ def test_a_recipes_network():
          "so on"),
     ],
 )  # fmt: skip
-def test_faults_end_in_one_line(arguments, message):
+def test_faults_end_in_one_line(run, arguments, message):
     assert run(*arguments) == (2, "", f"error: {message}\n")
 
 

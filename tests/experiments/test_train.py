@@ -30,6 +30,12 @@ FLAGS = (
 )
 
 
+@pytest.fixture(scope="module")
+def run(shell):
+    """Returns a function from a script and its flags to the exit code, stdout and stderr."""
+    return lambda *command, devices=1: shell(*command, jax_num_cpu_devices=devices)
+
+
 def start(module, *arguments, devices=1):
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{module}", *arguments],
@@ -41,15 +47,8 @@ def start(module, *arguments, devices=1):
     )
 
 
-def run(module, *arguments, devices=1):
-    """Returns the exit code, stdout and stderr of a script."""
-    process = start(module, *arguments, devices=devices)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(run, tmp_path_factory):
     """The directory of a run that nothing disturbed, and what it printed."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     code, out, err = run("train", *FLAGS, f"--workdir={workdir}")
@@ -83,7 +82,7 @@ def writes_checkpoint(workdir):
     return any("tmp" in path.name for path in workdir.glob("checkpoints/*"))
 
 
-def test_killed_anywhere_gives_the_same_parameters(finished, tmp_path):
+def test_killed_anywhere_gives_the_same_parameters(run, finished, tmp_path):
     """SIGKILL at several moments: after the first steps, while a checkpoint is written, at the end."""
     workdir = tmp_path / "run"
     for condition in (reaches(5), writes_checkpoint, reaches(60)):
@@ -120,7 +119,7 @@ def test_terminated_is_saved_and_wants_another_try(tmp_path):
     assert analysis.load_run(workdir).step == stopped
 
 
-def test_complete_run_is_left_alone(finished):
+def test_complete_run_is_left_alone(run, finished):
     workdir, out, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     code, again, err = run("train", *FLAGS, f"--workdir={workdir}")
@@ -130,7 +129,7 @@ def test_complete_run_is_left_alone(finished):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
-def test_evaluate_elsewhere_gives_the_same_numbers(finished):
+def test_evaluate_elsewhere_gives_the_same_numbers(run, finished):
     """Another process, another number of devices, no config file: the counts are equal to the last example."""
     workdir, out, _ = finished
     result = json.loads(out)
@@ -143,7 +142,7 @@ def test_evaluate_elsewhere_gives_the_same_numbers(finished):
     assert metrics["test/loss"] == pytest.approx(result["test/loss"], rel=1e-5)
 
 
-def test_workdir_that_cannot_be_made():
+def test_workdir_that_cannot_be_made(run):
     code, _, err = run("train", *FLAGS, "--workdir=/dev/null/run")
     assert code == 2
     assert err == "error: /dev/null/run: Not a directory\n"
@@ -156,7 +155,7 @@ def test_workdir_that_cannot_be_made():
         (("--split=trian",), "has no examples in split 'trian'; its splits are train (1437), test (360)"),
     ],
 )
-def test_evaluate_says_what_is_wrong(finished, arguments, message):
+def test_evaluate_says_what_is_wrong(run, finished, arguments, message):
     code, _, err = run("evaluate", f"--workdir={finished[0]}", *arguments)
     assert code == 2
     assert err.startswith("error: ")
@@ -164,7 +163,7 @@ def test_evaluate_says_what_is_wrong(finished, arguments, message):
     assert len(err.splitlines()) == 1
 
 
-def test_predict_draws_what_it_says(finished, tmp_path):
+def test_predict_draws_what_it_says(run, finished, tmp_path):
     workdir, _, _ = finished
     code, out, err = run("predict", f"--workdir={workdir}", "--count=3", f"--out={tmp_path / 'split'}")
     assert code == 0, err

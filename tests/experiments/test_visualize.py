@@ -1,8 +1,6 @@
 """The script that draws what networks see, on a small run, in a process of its own."""
 
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -15,7 +13,11 @@ from cnn_research.data.images import decode
 from cnn_research.errors import UserError
 from experiments import visualize
 
-REPOSITORY = Path(__file__).parents[2]
+
+@pytest.fixture(scope="module")
+def run(shell):
+    """Returns a function from flags to the exit code, stdout and stderr of the script."""
+    return partial(shell, "visualize")
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +27,13 @@ def workdir(digits_config, tmp_path_factory):
     return folder
 
 
-def run(*flags):
-    command = [sys.executable, "-m", "experiments.visualize", *flags]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_networks_that_find_objects_are_refused():
     run = SimpleNamespace(config=ConfigDict({"task": "detection"}))
     with pytest.raises(UserError, match=r"a network for detection is not drawn yet, those for classification and"):
         visualize.make_view(run)
 
 
-def test_pictures_of_some_methods(workdir, tmp_path):
+def test_pictures_of_some_methods(run, workdir, tmp_path):
     methods = ["filters", "activations", "top_patches", "grad_cam", "confusions"]
     flags = f"--method={','.join(methods)}", "--layer=C3", "--examples=60", "--count=3"
     code, out, err = run(f"--workdir={workdir}", f"--out={tmp_path}", *flags)
@@ -52,7 +48,7 @@ def test_pictures_of_some_methods(workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_methods_of_files(workdir, tmp_path):
+def test_all_methods_of_files(run, workdir, tmp_path):
     photos = tmp_path / "photos" / "7"
     photos.mkdir(parents=True)
     images = analysis.load_run(workdir).batch(0)["image"]
@@ -77,7 +73,7 @@ def test_all_methods_of_files(workdir, tmp_path):
         (["--workdir=nowhere", "--out=x"], "holds no run"),
     ],
 )
-def test_faults_are_one_line(flags, message):
+def test_faults_are_one_line(run, flags, message):
     code, out, err = run(*flags)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

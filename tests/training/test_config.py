@@ -159,10 +159,11 @@ def test_differences_hold_fields_of_one_side_alone(config):
             r"data.short_side=.* needs .* augmentation.random_resized_crop=\(1.0,1.0\): that cuts by area instead",
         ),
         ({"data.crop_on": "host", "data.short_side": (31, 60)}, "data.short_side=.* in pixels, from 32, which is seen"),
+        ({"data.crop_on": "host", "data.short_side": ("a", "b")}, "data.short_side=.* must hold numbers"),
         ({"data.crop_on": "host", "data.short_side": (60, 40)}, "data.short_side=.* give the smallest and the largest"),
         ({"data.crop_on": "host", "data.short_side": (60,)}, "data.short_side=.* give the smallest and the largest"),
         (
-            {"data.crop_on": "host", "data.short_side": ("a", "b")},
+            {"data.crop_on": "host", "data.short_side": (40.5, 60.5)},
             "data.short_side=.* give the smallest and the largest",
         ),
     ],

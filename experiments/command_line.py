@@ -75,6 +75,8 @@ def _quiet() -> None:
     """Keeps libraries' notes of their own doings out of the run's output; warnings stay."""
     logging.getLogger("jax").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax and TFDS warn there of what is no fault
+    # Of a damaged checkpoint Orbax reads many parts at once; each tells its fault, of which one is in our own line.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def enable_compilation_cache() -> None:

@@ -207,7 +207,9 @@ def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Float[Ar
     if anchored:
         return network.proposed(anchored, size, train)
     if "proposals" not in batch:
-        raise UserError("the network proposes no regions and the batch has none; give model.anchor_sizes")
+        raise UserError(
+            "the network proposes no regions and the batch has none; give data.max_proposals, or model.anchor_sizes"
+        )
     return jnp.asarray(batch["proposals"]) * np.array([*size, *size], np.float32)
 
 

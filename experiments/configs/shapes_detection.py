@@ -22,16 +22,17 @@ REGIONS: dict[str, Any] = dict(
     body="resnet20_cifar",
     strides=(4,),
     norm="batch",
-    anchor_sizes=(10.0, 20.0, 36.0),
-    rpn_features=64,
-    candidates=(128, 96),
-    proposals=(64, 32),
     region_pool="align",
     region_size=5,
     hidden=(128,),
     dropout_rate=0.0,
     kernel_init="he_normal",
 )
+FIELDS = {
+    "fast_rcnn": REGIONS,
+    "faster_rcnn": REGIONS
+    | dict(anchor_sizes=(10.0, 20.0, 36.0), rpn_features=64, candidates=(128, 96), proposals=(64, 32)),
+}
 
 
 def sweep_boxes() -> Iterator[dict[str, object]]:
@@ -54,10 +55,12 @@ def sweep_region_pool() -> Iterator[dict[str, object]]:
 
 
 def get_config(model: str = "yolo") -> ConfigDict:
-    by_regions = model == "faster_rcnn"
-    config = training.default_config(model, **(REGIONS if by_regions else YOLO))
+    by_regions = model in FIELDS
+    config = training.default_config(model, **FIELDS.get(model, YOLO))
     if by_regions:
         config.loss.update(anchors_drawn=64, regions_drawn=32)
+    if model == "fast_rcnn":
+        config.data.max_proposals = 64
     config.duration = "700" if by_regions else "12ep"
     config.batch_size = 16 if by_regions else 32
     config.eval_batch_size = 100

@@ -60,7 +60,9 @@ def summarize(source: Source, made: Proposals, shard: tuple[int, int]) -> dict[s
     known = "objects" in source.features
     found, true = [], []
     for example in source.read(range(shard[0], len(source), shard[1]), objects=known):
-        boxes = as_boxes(made.find(example["image"]))[: made.count]
+        corners = made.find(example["image"])
+        assert corners is not None
+        boxes = as_boxes(corners[: made.count])
         found.append({"boxes": boxes, "scores": -np.arange(len(boxes))})
         if known:
             objects = read_objects(example["objects"])

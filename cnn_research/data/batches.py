@@ -82,7 +82,7 @@ def write_proposals(
     corners: Corners,
     size: tuple[int, int],
     spec: ImageSpec,
-    out: Float32[np.ndarray, "regions 4"],
+    out: Float32[np.ndarray, "room 4"],
     draws: Sequence[float] = (),
 ) -> None:
     """Writes an image's proposals into its row of a batch, as they lie in what is seen of the image.

@@ -122,9 +122,7 @@ class RegionClassifier(nn.Module):
         if regions is None:
             whole = jnp.array([[0, 0, *images.shape[1:3]]], jnp.float32)
             regions = jnp.broadcast_to(whole, (len(images), 1, 4))
-        cut = partial(
-            warp, size=self.region_size, context=self.context, sampling_ratio=self.sampling_ratio
-        )
+        cut = partial(warp, size=self.region_size, context=self.context, sampling_ratio=self.sampling_ratio)
         warped = jax.vmap(lambda image, boxes: cut(image, boxes))(images, regions)
         classifier = as_body(self, num_classes=self.num_classes, hidden=self.hidden, dropout_rate=self.dropout_rate)
         nn.share_scope(self, classifier)

@@ -17,7 +17,10 @@ PARALLEL = ("jit", "pmap")
 SHARD_STATE = ("off", "optimizer", "all")
 CROP_ON = ("device", "host")
 # Tasks that learn objects, and how many of an image by default.
-OBJECTS = {"detection": 50, "instance_segmentation": 50, "localization": 1, "region_detection": 50}
+OBJECTS = {
+    **{"detection": 50, "instance_segmentation": 50, "localization": 1},
+    **{"region_classification": 50, "region_detection": 50},
+}
 # Tasks that learn masks, and the feature that has them by default.
 MASKS = {"instance_segmentation": "instance_mask", "segmentation": "segmentation_mask"}
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
@@ -168,9 +171,7 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"task {config.task} takes {needs} as data.max_objects; it is {max_objects(config.data)}")
     if is_given_regions(config.model) != bool(max_proposals(config.data)) or max_proposals(config.data) < 0:
         needs = "1 or more" if is_given_regions(config.model) else "0"
-        raise UserError(
-            f"{config.model.name} takes {needs} as data.max_proposals; it is {max_proposals(config.data)}"
-        )
+        raise UserError(f"{config.model.name} takes {needs} as data.max_proposals; it is {max_proposals(config.data)}")
     if mirror(config.data) < 0:
         raise UserError(f"data.mirror={mirror(config.data)} must not be negative")
     if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from cnn_research.data import batches, embedded
 from cnn_research.data.images import UNKNOWN, ImageSpec, MaskSpec
 from cnn_research.data.order import Order
-from cnn_research.data.propose import is_searched, search_split
 from cnn_research.data.proposals import Proposals, open_proposals
+from cnn_research.data.propose import is_searched, search_split
 from cnn_research.data.selective_search import SelectiveSearch
 from cnn_research.data.sources import Source
 from cnn_research.data.windows import RandomWindows

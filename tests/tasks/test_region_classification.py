@@ -1,5 +1,7 @@
 """R-CNN's task: what regions are to be, and what is said of them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +12,13 @@ from cnn_research.errors import UserError
 
 FIELDS = dict(
     body="mlp",
-    dropout_rate=0.0,
     region_size=6,
     context=1,
     machine_layer="fc1_activation",
     box_layer="fc1",
     num_classes=4,
     width=0.05,
+    dropout_rate=0.0,
 )
 SIZE = np.tile(np.float32([20, 24]), 2)
 
@@ -55,6 +57,11 @@ def network(batch):
     return module, jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
 
 
+@partial(jax.jit, static_argnums=0)
+def apply(module, variables, images, regions):
+    return module.apply(variables, images, False, regions)
+
+
 def test_what_phases_learn_is_that_of_loops(batch, network):
     module, variables = network
     task = tasks.create("region_classification", regions_at_once=7)
@@ -63,7 +70,7 @@ def test_what_phases_learn_is_that_of_loops(batch, network):
     assert machines["features"].shape == boxes["features"].shape == (3, 15, 15)
     # The features are the network's own, cut into parts or not, and the layers are linear in them.
     candidates = np.concatenate([batch["objects/bbox"] * [[[1], [1], [0], [0]]], batch["proposals"]], axis=1) * SIZE
-    _, margins, offsets = module.apply(variables, batch["image"], False, jnp.float32(candidates))
+    _, margins, offsets = apply(module, variables, batch["image"], jnp.float32(candidates))
     for sampled, name, expected in ((machines, "machines", margins), (boxes, "box", offsets.reshape(3, 15, -1))):
         layer = variables["params"][name]
         said = sampled["features"] @ layer["kernel"] + layer["bias"]
@@ -96,14 +103,13 @@ def test_the_loss_is_that_of_all_regions_that_there_are(batch, network):
     module, variables = network
     task = tasks.create("region_classification", regions_drawn=30, positives=1.0)
     terms, aux = jax.jit(lambda batch: task.loss(module, variables, batch, jax.random.key(0), train=True))(batch)
+    candidates = np.concatenate([batch["proposals"][:, :9], batch["objects/bbox"][:, :2]], axis=1) * SIZE
+    logits = np.asarray(apply(module, variables, batch["image"], jnp.float32(candidates)).logits, np.float64)
     total, count = 0.0, 0
     for image in range(2):
-        objects = [(batch["objects/bbox"][image, k], int(batch["objects/label"][image, k])) for k in range(2)]
-        candidates = [*batch["proposals"][image, :9], *(box for box, _ in objects)]
-        regions = jnp.float32(np.stack(candidates) * SIZE)[None]
-        logits = np.asarray(module.apply(variables, batch["image"][image][None], False, regions).logits[0], np.float64)
-        for region, each in zip(candidates, logits, strict=True):
-            overlaps = [overlap(region * SIZE, box * SIZE) for box, _ in objects]
+        objects = [(batch["objects/bbox"][image, k] * SIZE, int(batch["objects/label"][image, k])) for k in range(2)]
+        for region, each in zip(candidates[image], logits[image], strict=True):
+            overlaps = [overlap(region, box) for box, _ in objects]
             label = objects[int(np.argmax(overlaps))][1] + 1 if max(overlaps) >= 0.5 else 0
             total += np.log(np.exp(each).sum()) - each[label]
             count += 1

@@ -49,6 +49,7 @@ _MULTIPLE = flags.DEFINE_integer(
 _OUT = flags.DEFINE_string("out", "", "the folder for pictures and predictions.jsonl")
 
 GRID = 16  # images in grid.png
+DETECTION = ("detection", "instance_segmentation", "region_classification", "region_detection")
 
 
 def from_split(run: analysis.Run, split: str, count: int) -> Iterator[Example]:
@@ -76,7 +77,7 @@ def main() -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    detectors = dict.fromkeys(("detection", "instance_segmentation", "region_detection"), draw_detections)
+    detectors = dict.fromkeys(DETECTION, draw_detections)
     drawers = {**detectors, "localization": draw_boxes, "segmentation": draw_segmentations}
     draw = drawers.get(run.config.task, draw_labels)
     lines, summary = draw(run, examples, out)

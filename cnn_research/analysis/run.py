@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from cnn_research.analysis.tiles import predict_tiles
-from cnn_research.data.batches import Batch, load_step
+from cnn_research.data.batches import Batch, load_step, write_proposals
 from cnn_research.data.images import resize, restore
 from cnn_research.data.order import Shuffled
 from cnn_research.interop import safetensors
@@ -108,8 +108,15 @@ class Run:
         size = min(batch_size, len(images))
         for begin in range(0, len(images), size):
             part = np.stack([resize(image, spec) for image in images[begin : begin + size]])
-            filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-            predictions = jax.device_get(self._predict(self.variables, {"image": filled}))
+            batch = {"image": part}
+            if spec.proposals:
+                batch["proposals"] = np.zeros((len(part), spec.proposals.count, 4), np.float32)
+                for image, row in zip(images[begin : begin + size], batch["proposals"], strict=True):
+                    write_proposals(spec.proposals.search(image), image.shape[:2], spec, row)
+            filled = {
+                key: np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)]) for key, x in batch.items()
+            }
+            predictions = jax.device_get(self._predict(self.variables, filled))
             yield {key: value[: len(part)] for key, value in predictions.items()}
 
     def segment(

@@ -5,7 +5,7 @@ own, made of its position in the global batch, and each operation from a key of 
 example depends neither on how the batch is cut over devices nor on which other operations are on. Where each pixel has
 a class, the mask moves with its image, each pixel to the nearest one's class, and 255 (ignore) is what comes from
 outside. Objects' boxes move with it, too: they are cut off at its borders, and one whose centre leaves it is no longer
-valid.
+valid. Proposals do, too, and one whose centre leaves it has no area.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from cnn_research.errors import UserError, nearest
 
 PAD_MODES = ("zeros", "reflect")
 MASKS = ("segmentation_mask", "border_distance")  # which move with the image
-BBOX, VALID = "objects/bbox", "objects/valid"
+BBOX, VALID, PROPOSALS = "objects/bbox", "objects/valid", "proposals"
 OUTSIDE = 255.0  # their value beyond the border: ignored, and pixels far away
 
 
@@ -205,12 +205,15 @@ def augment(
             if moves.boxes and BBOX in example:
                 boxes = moves.boxes(operation_key, example[BBOX], example["image"].shape[:2])
                 example |= {BBOX: jnp.clip(boxes, 0, 1), VALID: example[VALID] & _seen(boxes)}
+            if moves.boxes and PROPOSALS in example:
+                regions = moves.boxes(operation_key, example[PROPOSALS], example["image"].shape[:2])
+                example[PROPOSALS] = jnp.where(_seen(regions)[:, None], jnp.clip(regions, 0, 1), 0)
             for name, move in {"image": moves.image, **dict.fromkeys(MASKS, moves.mask)}.items():
                 if move and name in example:
                     example[name] = move(operation_key, example[name])
         return example | {"image": as_float(example["image"])}
 
-    example = {name: batch[name] for name in ("image", *MASKS, BBOX, VALID) if name in batch}
+    example = {name: batch[name] for name in ("image", *MASKS, BBOX, VALID, PROPOSALS) if name in batch}
     batch = dict(batch) | jax.vmap(augment_example)(keys, example)
     if not mixes:
         return batch
@@ -368,6 +371,6 @@ def _check_targets(draws: Sequence[Draw], batch: Mapping[str, Shaped[Array, "bat
     """Raises `UserError` where an operation would have to move a target, or mix it, and does not."""
     for draw in draws:
         for key in sorted(batch):
-            if key == "instance_mask" or (key.startswith("objects/") and draw in NOT_OF_BOXES):
+            if key == "instance_mask" or (key.startswith(("objects/", PROPOSALS)) and draw in NOT_OF_BOXES):
                 field = FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}")
                 raise UserError(f"{field} changes the image but not yet its {key}; turn it off")

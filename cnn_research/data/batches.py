@@ -6,18 +6,20 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 
 import cv2
 import grain
 import numpy as np
 from absl import flags, logging
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from cnn_research.data.borders import border_distance
-from cnn_research.data.images import ImageSpec, write, write_mask
+from cnn_research.data.images import ImageSpec, place_boxes, write, write_mask
 from cnn_research.data.objects import empty_objects, read_objects, write_objects
 from cnn_research.data.order import Order
+from cnn_research.data.proposals import Proposals
+from cnn_research.data.selective_search import Corners, as_boxes
 from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
 
@@ -41,7 +43,8 @@ def load(
       draws: of the examples, for `spec.windows`; without them images are seen as `spec.resize` says.
 
     Raises:
-      UserError: an image or a mask cannot be decoded or an example has no label; the message names it.
+      UserError: an image or a mask cannot be decoded, or an example has no label or no proposals; the message names
+        it.
     """
     batch = empty(len(indices), spec) | {"example_mask": mask}
     images, sizes = batch["image"], batch["original_size"]
@@ -59,6 +62,11 @@ def load(
                 objects = read_objects(example["objects"])
                 write_objects(objects, size, spec, batch, row, numbers[row])
                 dropped += objects.dropped
+            if spec.proposals:
+                corners = spec.proposals.find(example["image"])
+                if corners is None:
+                    raise UserError(_unsearched(source, spec.proposals))
+                write_proposals(corners, size, spec, batch["proposals"][row], numbers[row])
             if "label" in batch:
                 batch["label"][row] = example["label"]
         except UserError as error:
@@ -68,6 +76,34 @@ def load(
     if "label" in batch and batch["label"].min() < 0:
         raise UserError(f"split {source.split!r} of data set {source.name!r} has examples without a label")
     return batch
+
+
+def write_proposals(
+    corners: Corners,
+    size: tuple[int, int],
+    spec: ImageSpec,
+    out: Float32[np.ndarray, "room 4"],
+    draws: Sequence[float] = (),
+) -> None:
+    """Writes an image's proposals into its row of a batch, as they lie in what is seen of the image.
+
+    Args:
+      corners: what was found in the image.
+      size: its height and width.
+      spec: what it is brought to.
+      out: of zeros, which stay where there are no more proposals.
+      draws: of the example, for `spec.windows`.
+    """
+    boxes = as_boxes(corners[: len(out)])
+    out[: len(boxes)] = place_boxes(boxes, size, spec, draws)
+
+
+def _unsearched(source: Source, missing: Proposals) -> str:
+    search = missing.search
+    return (
+        f"no proposals of it are in {missing.folder}; make them: python -m experiments.propose"
+        f" --dataset={source.name} --split={source.split} --mode={search.mode} --width={search.width}"
+    )
 
 
 def empty(count: int, spec: ImageSpec) -> Batch:
@@ -88,6 +124,8 @@ def empty(count: int, spec: ImageSpec) -> Batch:
             batch["border_distance"] = np.empty((count, *spec.size, 1), np.float16)
     if spec.max_objects:
         batch |= empty_objects(count, spec.max_objects)
+    if spec.proposals:
+        batch["proposals"] = np.zeros((count, spec.proposals.count, 4), np.float32)
     if not spec.masks and not spec.max_objects:
         batch["label"] = np.empty(count, np.int32)
     return batch
@@ -123,14 +161,15 @@ def load_all(source: Source, spec: ImageSpec, workers: int = 8) -> Batch:
 
 
 def nbytes(source: Sized, spec: ImageSpec) -> int:
-    """Returns the bytes that a split's images and masks take in memory.
+    """Returns the bytes that a split's images, masks and proposals take in memory.
 
     Args:
       source: the split; only its length counts.
       spec: what images are brought to.
     """
     masks = (1 + 2 * spec.masks.borders) if spec.masks else 0
-    return len(source) * spec.size[0] * spec.size[1] * (spec.channels + masks)
+    boxes = 4 * 4 * spec.proposals.count if spec.proposals else 0
+    return len(source) * (spec.size[0] * spec.size[1] * (spec.channels + masks) + boxes)
 
 
 def stream(

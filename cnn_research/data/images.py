@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, Shaped, UInt8
 
+from cnn_research.data.proposals import Proposals
 from cnn_research.data.windows import RandomWindows, Window
 from cnn_research.errors import UserError, nearest
 
@@ -63,6 +64,7 @@ class ImageSpec:
       masks: where each pixel has a class.
       max_objects: where objects have boxes and classes, how many of an image a batch has room for. Without both each
         image has a label.
+      proposals: where a network is given the regions that it looks at.
     """
 
     size: tuple[int, ...]
@@ -71,6 +73,7 @@ class ImageSpec:
     windows: RandomWindows | None = None
     masks: MaskSpec | None = None
     max_objects: int = 0
+    proposals: Proposals | None = None
 
     def __post_init__(self):
         if self.resize not in RESIZE:

@@ -17,6 +17,7 @@ from cnn_research.models.faster_rcnn import RCNN
 from cnn_research.models.faster_rcnn import VARIANTS as RCNNS
 from cnn_research.models.fcn import FCN, VARIANTS
 from cnn_research.models.localizer import Localizer
+from cnn_research.models.rcnn import RegionClassifier
 from cnn_research.models.unet import UNet
 from cnn_research.models.yolo import VARIANTS as YOLOS
 from cnn_research.models.yolo import YOLO
@@ -42,8 +43,11 @@ INSTANCE_SEGMENTERS: dict[str, partial[Any]] = {
     name: partial(RCNN, **fields) for name, fields in RCNNS.items() if "mask_features" in fields
 }
 
+# What classifies regions: a `rcnn.Scored`.
+REGION_CLASSIFIERS: dict[str, partial[Any]] = {"rcnn": partial(RegionClassifier)}
+
 MODELS: dict[str, partial[Any]] = (
-    CLASSIFIERS | DETECTORS | INSTANCE_SEGMENTERS | LOCALIZERS | REGION_DETECTORS | SEGMENTERS
+    CLASSIFIERS | DETECTORS | INSTANCE_SEGMENTERS | LOCALIZERS | REGION_CLASSIFIERS | REGION_DETECTORS | SEGMENTERS
 )
 
 # Height, width and channels of the papers' images, where they are not 224x224x3.
@@ -54,6 +58,7 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     "unet": (572, 572, 1),
     **dict.fromkeys(YOLOS, (448, 448, 3)),
     **dict.fromkeys(VARIANTS, (500, 500, 3)),  # the largest of PASCAL VOC
+    "rcnn": (375, 500, 3),
     **dict.fromkeys(REGION_DETECTORS, (600, 1000, 3)),
     **dict.fromkeys(INSTANCE_SEGMENTERS, (800, 1333, 3)),
     **{name: (32, 32, 3) for name in MODELS if name.endswith("_cifar")},
@@ -64,6 +69,7 @@ OTHERS = {
     "detection": DETECTORS,
     "instance_segmentation": INSTANCE_SEGMENTERS,
     "localization": LOCALIZERS,
+    "region_classification": REGION_CLASSIFIERS,
     "region_detection": REGION_DETECTORS,
     "segmentation": SEGMENTERS,
 }
@@ -75,6 +81,7 @@ __all__ = [
     "INSTANCE_SEGMENTERS",
     "LOCALIZERS",
     "MODELS",
+    "REGION_CLASSIFIERS",
     "REGION_DETECTORS",
     "SEGMENTERS",
     "config",
@@ -89,8 +96,8 @@ def names(task: str = "") -> list[str]:
     """Returns the names of the networks of a task, sorted.
 
     Args:
-      task: classification, detection, instance_segmentation, localization, region_detection or segmentation; nothing:
-        of every network.
+      task: classification, detection, instance_segmentation, localization, region_classification, region_detection or
+        segmentation; nothing: of every network.
 
     Raises:
       UserError: no network is for this task.
@@ -108,8 +115,9 @@ def task(name: str) -> str:
 
     Returns:
       `classification`, logits [batch, classes]; `detection`, boxes with classes; `localization`, logits and a box;
-      `region_detection`, those of regions; `instance_segmentation`, their masks, too; or `segmentation`, logits [batch,
-      height, width, classes].
+      `region_classification`, classes and boxes of regions that are given, by linear machines; `region_detection`,
+      those of regions; `instance_segmentation`, their masks, too; or `segmentation`, logits [batch, height, width,
+      classes].
 
     Raises:
       UserError: the name is not known.

@@ -10,17 +10,19 @@ from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.detection import Detection
 from cnn_research.tasks.instance_segmentation import InstanceSegmentation
 from cnn_research.tasks.localization import Localization
+from cnn_research.tasks.region_classification import RegionClassification
 from cnn_research.tasks.region_detection import RegionDetection
 from cnn_research.tasks.segmentation import Segmentation
-from cnn_research.tasks.task import RecordTask, Task
+from cnn_research.tasks.task import PhasedTask, RecordTask, Task
 
-__all__ = ["RecordTask", "Task", "config", "create", "names"]
+__all__ = ["PhasedTask", "RecordTask", "Task", "config", "create", "names"]
 
 TASKS: dict[str, Any] = {
     "classification": Classification,
     "detection": Detection,
     "instance_segmentation": InstanceSegmentation,
     "localization": Localization,
+    "region_classification": RegionClassification,
     "region_detection": RegionDetection,
     "segmentation": Segmentation,
 }

@@ -108,7 +108,7 @@ class RegionDetection(AveragePrecision):
         self, network: Any, batch: Batch, keys: Key[Array, " batch"], train: bool
     ) -> tuple[dict[str, Ratio], dict[str, Ratio]]:
         size, there = batch["image"].shape[1:3], jnp.asarray(batch["example_mask"])
-        keys, truth = jax.vmap(jax.random.split)(keys), _truth(batch)
+        keys, truth = jax.vmap(jax.random.split)(keys), truth_of(batch)
         maps = network.features(batch["image"], train)
         anchored = network.anchored(maps) if network.anchor_sizes else None
         regions = _regions(network, anchored, batch, train)
@@ -117,13 +117,7 @@ class RegionDetection(AveragePrecision):
         logits, offsets = network.classify(maps, drawn.boxes, train)
         terms |= jax.vmap(partial(region_loss, beta=self.beta))(logits, offsets, drawn)
         terms |= self._further_losses(network, maps, drawn, batch)
-        right = (jnp.argmax(logits, axis=-1) == drawn.labels) & drawn.valid
-        covered = jax.vmap(_covered)(regions, truth)
-        metrics = {
-            "region_accuracy": (_count(right), _count(drawn.valid)),
-            "proposal_recall": (_count(covered), _count(truth.valid)),
-        }
-        return _summed(terms, there), _summed(metrics, there)
+        return summed(terms, there), summed(region_metrics(logits, drawn, regions, truth), there)
 
     def _anchor_losses(
         self, keys: Key[Array, " batch"], anchored: Any, anchors: Sequence[np.ndarray], truth: Truth
@@ -203,19 +197,50 @@ class RegionDetection(AveragePrecision):
 
 def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Float[Array, "batch regions 4"]:
     """Returns the regions to look at, in pixels: those that the network proposes, or where it does not, the batch's."""
-    size = batch["image"].shape[1:3]
-    if anchored:
-        return network.proposed(anchored, size, train)
+    return network.proposed(anchored, batch["image"].shape[1:3], train) if anchored else given_regions(batch)
+
+
+def given_regions(batch: Batch) -> Float[Array, "batch regions 4"]:
+    """Returns the regions that a batch has, in pixels of what the network sees.
+
+    Raises:
+      UserError: it has none.
+    """
     if "proposals" not in batch:
-        raise UserError("the network proposes no regions and the batch has none; give model.anchor_sizes")
-    return jnp.asarray(batch["proposals"]) * np.array([*size, *size], np.float32)
+        raise UserError(
+            "the network proposes no regions and the batch has none; give data.max_proposals, or model.anchor_sizes"
+        )
+    return jnp.asarray(batch["proposals"]) * np.array([*batch["image"].shape[1:3]] * 2, np.float32)
 
 
-def _truth(batch: Batch) -> Truth:
+def truth_of(batch: Batch) -> Truth:
     """Returns the objects to be found, in pixels of what the network sees."""
     size = np.array([*batch["image"].shape[1:3]] * 2, np.float32)
     valid = jnp.asarray(batch["objects/valid"]) & ~jnp.asarray(batch["objects/ignored"])
     return Truth(jnp.asarray(batch["objects/bbox"]) * size, jnp.asarray(batch["objects/label"]), valid)
+
+
+def region_metrics(
+    logits: Float[Array, "batch drawn classes"], drawn: Drawn, regions: Float[Array, "batch regions 4"], truth: Truth
+) -> dict[str, Ratio]:
+    """Returns what is shown of images in training, as (sum, weight) of each.
+
+    Args:
+      logits: of the regions that are drawn.
+      drawn: these regions.
+      regions: all of them.
+      truth: the objects.
+
+    Returns:
+      `region_accuracy`, of the classes of those that are drawn, and `proposal_recall`, the share of objects that a
+      region covers (IoU 0.5).
+    """
+    right = (jnp.argmax(logits, axis=-1) == drawn.labels) & drawn.valid
+    covered = jax.vmap(_covered)(regions, truth)
+    return {
+        "region_accuracy": (_count(right), _count(drawn.valid)),
+        "proposal_recall": (_count(covered), _count(truth.valid)),
+    }
 
 
 def _covered(regions: Float[Array, "regions 4"], truth: Truth) -> Bool[Array, " objects"]:
@@ -226,6 +251,6 @@ def _count(marks: Bool[Array, "batch _"]) -> Float[Array, " batch"]:
     return marks.sum(axis=1, dtype=jnp.float32)
 
 
-def _summed(ratios: dict[str, Ratio], there: Bool[Array, " batch"]) -> dict[str, Ratio]:
+def summed(ratios: dict[str, Ratio], there: Bool[Array, " batch"]) -> dict[str, Ratio]:
     """Adds up images' sums and weights, without those that only fill the batch up."""
     return jax.tree.map(lambda x: jnp.where(there, x, 0).sum(), ratios)

@@ -237,11 +237,35 @@ def detect(
       iou_threshold: of a class's boxes that overlap more than this, only the best stays.
       count: how many there are at most, over all classes.
     """
-    classes = logits.shape[-1] - 1
-    scores = jax.nn.softmax(logits)[:, 1:].reshape(-1)
-    boxes = clip(decode(offsets[:, 1:], regions[:, None], BOX_WEIGHTS), *image_size).reshape(-1, 4)
-    labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), len(regions))
-    there = (scores > score_threshold) & (area(boxes) > 0) & jnp.repeat(area(regions) > 0, classes)
+    scores = jax.nn.softmax(logits)[:, 1:]
+    boxes = clip(decode(offsets[:, 1:], regions[:, None], BOX_WEIGHTS), *image_size)
+    thresholds = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+    return best_of_classes(scores, boxes, area(regions) > 0, **thresholds, count=count)
+
+
+def best_of_classes(
+    scores: Float[Array, "regions classes"],
+    boxes: Float[Array, "regions classes 4"],
+    valid: Bool[Array, " regions"],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    count: int,
+) -> Detected:
+    """Keeps the best boxes, of which those of a class do not overlap much.
+
+    Args:
+      scores: of each region as an object of each class.
+      boxes: of these objects.
+      valid: which regions there are.
+      score_threshold: a score of not more than this is no detection.
+      iou_threshold: of a class's boxes that overlap more than this, only the best stays.
+      count: how many there are at most, over all classes.
+    """
+    classes = scores.shape[1]
+    there = (scores > score_threshold) & (area(boxes) > 0) & valid[:, None]
+    labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), len(scores))
+    scores, boxes, there = scores.reshape(-1), boxes.reshape(-1, 4), there.reshape(-1)
     chosen, valid = nms(boxes, scores, iou_threshold, count, labels, there)
     return Detected(jnp.where(valid[:, None], boxes[chosen], 0), labels[chosen], scores[chosen], valid)
 

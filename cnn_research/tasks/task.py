@@ -11,7 +11,7 @@ A metric is made of sums over batches (`Task`) or, where it is none, as average 
 where `truth` is what `data.objects.Objects.truth` gives, of all objects that the image has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -86,6 +86,31 @@ class RecordTask(Task, Protocol):
           found: what `measure` gave, without what is not valid; `boxes` in pixels of the original image.
           truth: `boxes` in the same pixels, `classes`, `ignored` and, where the data set has them, `areas`; where masks
             are read `masks`, as `metrics.detection.encode_masks` makes them, and `size`, the image's.
+        """
+        ...
+
+
+@runtime_checkable
+class PhasedTask(Task, Protocol):
+    """A task that fits layers once its steps are done, one after the other, on features of the whole training split.
+
+    Attributes:
+      phases: the names of these layers, whose values are zeros before.
+    """
+
+    phases: ClassVar[tuple[str, ...]]
+
+    def sample(self, model: nn.Module, variables: Variables, batch: Batch, phase: str) -> dict[str, Array]:
+        """Returns what a phase learns from, inside the compiled step."""
+        ...
+
+    def fit(self, model: nn.Module, phase: str, samples: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Returns the layer's parameters, fitted on the host.
+
+        Args:
+          model: the network.
+          phase: the layer's name.
+          samples: what `sample` gave for each batch of the training split.
         """
         ...
 

@@ -17,7 +17,10 @@ PARALLEL = ("jit", "pmap")
 SHARD_STATE = ("off", "optimizer", "all")
 CROP_ON = ("device", "host")
 # Tasks that learn objects, and how many of an image by default.
-OBJECTS = {"detection": 50, "instance_segmentation": 50, "localization": 1, "region_detection": 50}
+OBJECTS = {
+    **{"detection": 50, "instance_segmentation": 50, "localization": 1},
+    **{"region_classification": 50, "region_detection": 50},
+}
 # Tasks that learn masks, and the feature that has them by default.
 MASKS = {"instance_segmentation": "instance_mask", "segmentation": "segmentation_mask"}
 WORDS = ("data.class_names", "optimizer.milestones")  # what sequences hold that are not numbers
@@ -27,7 +30,7 @@ PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 # other values. (Another number of devices, or the other `parallel`, changes results by rounding.)
 OPERATIONAL = (
     "parallel", "shard_state", "log_every", "eval_every", "checkpoint_every", "keep_last", "keep_best",
-    "eval_batch_size", "tensorboard", "profile", "data.data_dir", "data.resident", "data.workers",
+    "eval_batch_size", "tensorboard", "profile", "data.data_dir", "data.proposal_dir", "data.resident", "data.workers",
 )  # fmt: skip
 
 
@@ -40,6 +43,7 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
       **model_fields: fields of the model that differ from its defaults.
     """
     task = task or models.task(model)
+    network = models.config(model, **model_fields)
     return ConfigDict(
         dict(
             seed=0,
@@ -80,6 +84,11 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 mask=MASKS.get(task, ""),  # the feature with each pixel's class, or the number of its object
                 # How many objects of an image are learnt, the largest ones; 0: it has one label.
                 max_objects=OBJECTS.get(task, 0),
+                # Regions of an image that a network is given: the first that selective search finds; 0: none.
+                max_proposals=2000 if is_given_regions(network) else 0,
+                proposals="fast",  # fast | quality: the mode of that search
+                proposal_width=500,  # a wider image is made this wide for it, in pixels
+                proposal_dir="",  # the folder of what it found; `proposals` beside the data sets unless given
                 mask_values=(),  # the value of each class in a mask's file, all others ignored; (): the class itself
                 # Pixels of mirrored border that the network sees around each image (Ronneberger et al. 2015), such as
                 # the 92 that a U-Net of valid convolutions leaves out.
@@ -112,7 +121,7 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 clip_norm=0.0,  # of the whole gradient; 0: none
                 freeze="",  # regex over paths of parameters, and of statistics of norms, that stay as they are
             ),
-            model=models.config(model, **model_fields),
+            model=network,
         )
     )
 
@@ -164,6 +173,9 @@ def validate(config: ConfigDict) -> None:
     if (config.task in OBJECTS) != bool(max_objects(config.data)) or max_objects(config.data) < 0:
         needs = "1 or more" if config.task in OBJECTS else "0"
         raise UserError(f"task {config.task} takes {needs} as data.max_objects; it is {max_objects(config.data)}")
+    if is_given_regions(config.model) != bool(max_proposals(config.data)) or max_proposals(config.data) < 0:
+        needs = "1 or more" if is_given_regions(config.model) else "0"
+        raise UserError(f"{config.model.name} takes {needs} as data.max_proposals; it is {max_proposals(config.data)}")
     if mirror(config.data) < 0:
         raise UserError(f"data.mirror={mirror(config.data)} must not be negative")
     if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):
@@ -199,6 +211,15 @@ def _validate_crops(config: ConfigDict) -> None:
         )
 
 
+def is_given_regions(model: ConfigDict) -> bool:
+    """Returns whether a network is given the regions that it looks at: it proposes none by anchors.
+
+    Args:
+      model: its config.
+    """
+    return model.name == "rcnn" or model.get("anchor_sizes", None) == ()
+
+
 def crops_on_host(data: ConfigDict) -> bool:
     """Returns whether training's windows come from the host; those of runs that are older than the field do not."""
     return data.get("crop_on", "device") == "host"
@@ -222,6 +243,11 @@ def mask_feature(data: ConfigDict) -> str:
 def max_objects(data: ConfigDict) -> int:
     """Returns `config.data.max_objects`; runs that are older than the field have 0."""
     return data.get("max_objects", 0)
+
+
+def max_proposals(data: ConfigDict) -> int:
+    """Returns `config.data.max_proposals`; runs that are older than the field have 0."""
+    return data.get("max_proposals", 0)
 
 
 def mirror(data: ConfigDict) -> int:

@@ -1,29 +1,50 @@
 """Batches on the devices: gathered there from a resident split, or streamed from the host."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sized
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
-from cnn_research.data import batches
+from cnn_research.data import batches, embedded
 from cnn_research.data.images import UNKNOWN, ImageSpec, MaskSpec
 from cnn_research.data.order import Order
+from cnn_research.data.proposals import Proposals, open_proposals
+from cnn_research.data.propose import is_searched, search_split
+from cnn_research.data.selective_search import SelectiveSearch
 from cnn_research.data.sources import Source
 from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
-from cnn_research.training.config import crop_size, crops_on_host, mask_feature, max_objects
+from cnn_research.training.config import crop_size, crops_on_host, mask_feature, max_objects, max_proposals
 from cnn_research.training.parallel import Jit
+from cnn_research.training.progress import Progress
 
 RESIDENT_BYTES = 2**30  # what `data.resident=auto` keeps on each device
 
 
 def image_spec(data: ConfigDict) -> ImageSpec:
     """Returns what `config.data` brings images to, where nothing is drawn; their masks are left out."""
-    return ImageSpec(tuple(data.image_size), data.channels, data.resize, max_objects=max_objects(data))
+    return ImageSpec(
+        tuple(data.image_size),
+        data.channels,
+        data.resize,
+        max_objects=max_objects(data),
+        proposals=proposals_of(data),
+    )
+
+
+def proposals_of(data: ConfigDict) -> Proposals | None:
+    """Returns the proposals that `config.data` asks for, or None where the network is given none."""
+    if not max_proposals(data):
+        return None
+    search = SelectiveSearch(data.proposals, data.proposal_width)
+    return open_proposals(data.name, search, data.max_proposals, data.proposal_dir, data.data_dir)
 
 
 def mask_spec(config: ConfigDict, borders: bool = False) -> MaskSpec | None:
@@ -118,6 +139,8 @@ def make_feed(
     A split is resident where `data.resident` says so and its images are the same at every step. Random windows that the
     host cuts out of the files are new ones each time: such a split is streamed, whatever its size.
 
+    Proposals of an embedded set are made here, as the set itself is where it is first asked for.
+
     Args:
       source: the split.
       order: which examples a step sees.
@@ -134,12 +157,31 @@ def make_feed(
     for key in (source.image, target):
         if key not in source.features:
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
+    if spec.proposals and source.name.split("/")[0] in embedded.NAMES:
+        _search(source, spec.proposals)
     content: dict[str, Any] = resident or {}
     if not resident and _is_resident(source, data, spec):
         content = batches.load_all(source, spec)
         del content["example_mask"]  # a batch brings its own
         content = parallel.spread(parallel.replicate(content))
     return Feed(source, order, spec, parallel, content, data.workers)
+
+
+def _search(source: Source, wanted: Proposals) -> None:
+    """Searches what was not searched before; processes of one file system wait for the one that does."""
+    epath.Path(wanted.folder).mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(epath.Path(wanted.folder) / ".lock"):
+        if is_searched(source, wanted):
+            return
+        watch_search(source, wanted)
+
+
+def watch_search(source: Source, wanted: Proposals, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> None:
+    """Does what `search_split` does, and shows how far it is."""
+    progress = Progress(0, len(range(shard[0], len(source), shard[1])), f"{source.split}: image")
+    with contextlib.closing(progress):
+        for done in search_split(source, wanted, workers, shard):
+            progress.update(done, {})
 
 
 def _is_resident(source: Sized, data: ConfigDict, spec: ImageSpec) -> bool:

@@ -22,6 +22,7 @@ from cnn_research.training.config import validate
 from cnn_research.training.evaluation import Evaluator, check_classes, class_names, open_split
 from cnn_research.training.feed import make_feed, train_spec
 from cnn_research.training.parallel import Jit, make_parallel
+from cnn_research.training.phases import phases_left
 from cnn_research.training.program import Program, make_program
 from cnn_research.training.progress import Progress, describe
 from cnn_research.training.run import NotFiniteError, Run, last_state
@@ -234,6 +235,7 @@ class _Loop:
             # Killed between the last checkpoint and the result, a run is still to be evaluated.
             if not all(run.evaluated for _, run in self.left()):
                 self.evaluate()
+            self.each(self.fit_phases)
             self.each(lambda _, run: run.finish())
 
     def left(self) -> list[tuple[int, Run]]:
@@ -283,11 +285,23 @@ class _Loop:
         def measure(index: int, run: Run) -> None:
             named = run.evaluate(self.together.part(self.state, index))
             shown = {name: value for name, value in named.items() if name.split("/")[-1] in (run.metric, "loss")}
-            name = f"{run.workdir.name}  " if len(self.runs) > 1 else ""
-            self.progress.say(f"{name}step {self.step}  {describe(shown)}")
+            self.say_of(run, f"step {run.step}  {describe(shown)}")
 
         self.each(measure)
         self.clock += time.perf_counter() - began
+
+    def fit_phases(self, index: int, run: Run) -> None:
+        """Goes through a run's phases, each with an evaluation and a checkpoint; the next begins with what it left."""
+        state = self.together.part(self.state, index)
+        for phase in phases_left(run.program, run.step):
+            self.say_of(run, f"step {run.step}  fits {phase}")
+            state = run.fit(state, phase)
+            self.say_of(run, f"step {run.step}  {describe(run.evaluate(state))}")
+            run.save(state)
+
+    def say_of(self, run: Run, text: str) -> None:
+        """Prints a line, with the run's name where there are several."""
+        self.progress.say(f"{run.workdir.name}  {text}" if len(self.runs) > 1 else text)
 
 
 class _Profiler:

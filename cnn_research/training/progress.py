@@ -11,17 +11,18 @@ from tqdm import tqdm
 class Progress:
     """Steps done, images/s and the time left, on stderr of process 0."""
 
-    def __init__(self, start: int, total: int):
+    def __init__(self, start: int, total: int, unit: str = "step"):
         """Begins.
 
         Args:
           start: steps done before.
           total: steps of the whole run.
+          unit: what a step is called.
         """
-        self._start, self._total, self._began = start, total, time.monotonic()
+        self._start, self._total, self._unit, self._began = start, total, unit, time.monotonic()
         self._speaks = jax.process_index() == 0
         terminal = self._speaks and sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, leave=False) if terminal else None
+        self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, leave=False) if terminal else None
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Reports a step and its values.
@@ -36,7 +37,7 @@ class Progress:
         elif self._speaks:
             elapsed = time.monotonic() - self._began
             left = elapsed / max(step - self._start, 1) * (self._total - step)
-            self.say(f"step {step}/{self._total}  {describe(values)}  left {tqdm.format_interval(left)}")
+            self.say(f"{self._unit} {step}/{self._total}  {describe(values)}  left {tqdm.format_interval(left)}")
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""

@@ -15,6 +15,7 @@ from cnn_research.training.evaluation import Evaluator
 from cnn_research.training.feed import Feed
 from cnn_research.training.initialize import initial_variables
 from cnn_research.training.parallel import Jit
+from cnn_research.training.phases import fit_phase
 from cnn_research.training.postmortem import write_postmortem
 from cnn_research.training.program import Program
 from cnn_research.training.progress import describe
@@ -135,6 +136,12 @@ class Run:
         if not _all_finite(state.params):
             raise NotFiniteError(step, {"loss": math.nan})
         self.checkpoints.save(state, self.evaluated if self._measured == step else {})
+
+    def fit(self, state: TrainState, phase: str) -> TrainState:
+        """Returns the state with the layer of a phase fitted."""
+        state = fit_phase(self.program, self.feed.parallel, self.feed.source, state, phase)
+        self.step = int(state.step)
+        return state
 
     def finish(self) -> None:
         """Writes the result."""

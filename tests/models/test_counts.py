@@ -34,6 +34,7 @@ COUNTS = {
     "mlp": (266_610, 266_200),
     "nin_cifar": (966_986, 222_486_528),
     "nin_imagenet": (7_595_176, 1_100_188_800),
+    "rcnn": (57_773_561, 721_216_032),
     "resnet18": (11_689_512, 1_814_073_344),
     "resnet34": (21_797_672, 3_663_761_408),
     "resnet50": (25_557_032, 4_089_184_256),
@@ -131,6 +132,13 @@ def test_a_sliding_classifier_by_hand():
 def test_a_localizer_is_its_classifier_and_a_box():
     for each, classifier in zip(COUNTS["localizer"], COUNTS["vgg16"], strict=True):
         assert each - classifier in (4096 * 4, 4096 * 4 + 4)
+
+
+def test_warped_regions_by_hand():
+    """AlexNet with 21 classes, 20 machines on fc7, and 4 numbers for each class's box on pool5."""
+    heads = 4096 * 21 + 4096 * 20 + 9216 * 80
+    assert COUNTS["alexnet"][1] - 4096 * 1000 + heads == COUNTS["rcnn"][1]
+    assert COUNTS["alexnet"][0] - 4097 * 1000 + heads + 21 + 20 + 80 == COUNTS["rcnn"][0]
 
 
 def test_regions_by_hand():

@@ -244,6 +244,31 @@ LOCALIZER = Case(
 )
 
 
+WARPED = Case(
+    {
+        "activation": "leaky_relu",
+        "body": "vgg11",
+        "context": 2,
+        "hidden": (64, 64),
+        "num_classes": 5,
+        "region_size": 32,
+        "width": 1 / 16,
+    },
+    {
+        "body": "vgg13",
+        "box_layer": "pool4",
+        "context": 4,
+        "dropout_rate": 0.25,
+        "hidden": (64, 32),
+        "machine_layer": "fc6_activation",
+        "num_classes": 7,
+        "region_size": 64,
+        "sampling_ratio": 2,
+    },
+    lambda fields: (2, 40, 36, 3),
+)
+
+
 REGIONS = Case(
     {
         "activation": "leaky_relu",
@@ -362,6 +387,7 @@ CASES = {
     **dict.fromkeys(("fcn8s", "fcn16s", "fcn32s"), FCN),
     "deconvnet": DECONVNET,
     "localizer": LOCALIZER,
+    "rcnn": WARPED,
     **dict.fromkeys(("fast_rcnn", "faster_rcnn", "mask_rcnn"), REGIONS),
     "unet": UNET,
     **dict.fromkeys(("fast_yolo", "yolo"), YOLO),
@@ -395,7 +421,7 @@ QUICK = ("lenet5_modern", "vgg11", "resnet20_cifar", "unet")
 # What all networks share is among the long tests for those that take long.
 LARGE = (
     *("alexnet", "deconvnet", "fast_rcnn", "fast_yolo", "fcn16s", "googlenet", "localizer", "nin_cifar"),
-    *("resnet101", "resnet110_cifar", "resnet1001_cifar"),
+    *("rcnn", "resnet101", "resnet110_cifar", "resnet1001_cifar"),
 )
 
 FIELDS = [

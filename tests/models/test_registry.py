@@ -39,6 +39,7 @@ def test_names_by_task():
         "detection": ["fast_yolo", "yolo"],
         "instance_segmentation": ["mask_rcnn"],
         "localization": ["localizer"],
+        "region_classification": ["rcnn"],
         "region_detection": ["fast_rcnn", "faster_rcnn"],
     }
     assert {task: models.names(task) for task in others} == others

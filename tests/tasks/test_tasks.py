@@ -10,6 +10,7 @@ def test_every_name_makes_a_task_whose_fields_are_flags():
         "detection",
         "instance_segmentation",
         "localization",
+        "region_classification",
         "region_detection",
         "segmentation",
     ]

@@ -146,7 +146,7 @@ MOVING = (
 )
 # Which take bytes as they are: a mirrored image of 224x224 is 3.0 MB of a TPU's traffic as floats.
 OF_WHOLE_PIXELS = (Draw.CROP, Draw.FLIP, Draw.DIHEDRAL)
-NOT_OF_BOXES = (Draw.ELASTIC, Draw.CROP, Draw.MIXUP, Draw.CUTMIX)  # which leave boxes where they are
+NOT_OF_BOXES = (Draw.ELASTIC, Draw.MIXUP, Draw.CUTMIX)  # which leave boxes where they are
 FIELDS_OF_DATA = {Draw.CROP: "data.crop_size"}
 
 Operation = Callable[[Key[Array, ""], crops.Pixels], crops.Window]
@@ -239,7 +239,7 @@ def crop_center(
     """
     if not crop_size:
         return dict(batch)
-    _check_targets([Draw.CROP], batch)
+    _check_targets([Draw.CROP], batch, not_of_boxes=[Draw.CROP])
     names = [name for name in ("image", *MASKS) if name in batch]
     return dict(batch) | {name: crops.center_crop(batch[name], crop_size) for name in names}
 
@@ -297,10 +297,14 @@ def _operations(config: Augmentation, crop_size: tuple[int, ...]) -> dict[Draw, 
             Moves(
                 partial(pad, fill=config.fill),
                 partial(pad, fill=(OUTSIDE,)),
-                partial(crops.pad_crop_boxes, padding=config.pad_crop),
+                partial(crops.pad_crop_boxes, padding=config.pad_crop, window=crop_size),
             ),
         ),
-        (Draw.CROP, crop_size and not resizes and not config.pad_crop, Moves(crop, crop)),
+        (
+            Draw.CROP,
+            crop_size and not resizes and not config.pad_crop,
+            Moves(crop, crop, partial(crops.pad_crop_boxes, window=crop_size)),
+        ),
         (
             Draw.SCALE_JITTER,
             jitters,
@@ -364,10 +368,14 @@ def _check(config: Augmentation, operations: Iterable[Draw], batch: Mapping[str,
         raise UserError(f"augmentation.{mixed[0].name.lower()} mixes labels, and this data has {has}; turn it off")
 
 
-def _check_targets(draws: Sequence[Draw], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
+def _check_targets(
+    draws: Sequence[Draw],
+    batch: Mapping[str, Shaped[Array, "batch ..."]],
+    not_of_boxes: Sequence[Draw] = NOT_OF_BOXES,
+) -> None:
     """Raises `UserError` where an operation would have to move a target, or mix it, and does not."""
     for draw in draws:
         for key in sorted(batch):
-            if key == "instance_mask" or (key.startswith("objects/") and draw in NOT_OF_BOXES):
+            if key == "instance_mask" or (key.startswith("objects/") and draw in not_of_boxes):
                 field = FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}")
                 raise UserError(f"{field} changes the image but not yet its {key}; turn it off")

@@ -148,6 +148,8 @@ def validate(config: ConfigDict) -> None:
             f"data.crop_size={crop} is no window of data.image_size={tuple(size)};"
             " give a height and a width up to that, or () for all of it"
         )
+    if crop and config.task in ("detection", "localization"):
+        raise UserError(f"task {config.task} sees images whole, not data.crop_size={crop}; give ()")
     _validate_crops(config)
     if config.model.name in models.names() and models.task(config.model.name) != config.task:
         raise UserError(

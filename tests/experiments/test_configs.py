@@ -70,7 +70,7 @@ def test_every_dense_network_trains_by_the_recipes(path):
 
 @pytest.mark.parametrize("name", ["bccd", "shapes_detection"])
 def test_every_detector_trains_by_the_recipes(name):
-    for model in models.names("detection"):
+    for model in (*models.names("detection"), "faster_rcnn"):
         program = training.make_program(command_line.load_config(f"experiments/configs/{name}.py:{model}"))
         assert program.config.model.name == model
         assert program.abstract_variables["params"]

@@ -84,7 +84,7 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 # the 92 that a U-Net of valid convolutions leaves out.
                 mirror=0,
                 channels=3,
-                resize="stretch",  # stretch | pad | crop
+                resize="stretch",  # stretch | pad | fit | crop
                 mean=(0.5,),  # of pixels in 0..1; one for all channels or one for each
                 std=(0.5,),
                 # on | off | auto: a split lives on the devices if its images take at most 1 GiB. Where crop_on=host,

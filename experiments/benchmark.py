@@ -16,6 +16,8 @@ Suites:
     the ratio is over plain `lax`, and with --against=torch there is torch_ratio, over PyTorch.
   pool: milliseconds of max and average pooling; likewise.
   attribute: images/s of each attribution, of whole batches; the ratio is over a loop over images.
+  detect: images/s of each detector, of whole batches, from bytes to boxes; likewise; with --full of the papers'
+    networks. And milliseconds of non-maximum suppression alone; the ratio is over OpenCV's.
 """
 
 import json
@@ -26,7 +28,7 @@ from etils import epath
 
 from cnn_research.errors import UserError, nearest
 from experiments import command_line
-from experiments.suites import attribute, conv, input, loop, pool, startup, train_step
+from experiments.suites import attribute, conv, detect, input, loop, pool, startup, train_step
 
 _SUITE = flags.DEFINE_string("suite", "loop", "what to measure")
 _OUT = flags.DEFINE_string("out", "", "a file for the JSON object too")
@@ -41,6 +43,7 @@ SUITES = {
     "conv": conv.rows,
     "pool": pool.rows,
     "attribute": attribute.rows,
+    "detect": detect.rows,
 }
 
 

@@ -1,4 +1,4 @@
-"""Draws what a run says of images: the five likeliest labels, objects' boxes, or the pixels' classes; and the truth.
+"""Draws what a run says of images: the likeliest labels, objects' boxes and masks, or pixels' classes; and the truth.
 
 python -m experiments.predict --workdir=runs/digits_lenet5 --out=predictions
 python -m experiments.predict --workdir=runs/digits_lenet5 --images='photos/*.png' --out=predictions
@@ -27,7 +27,9 @@ from cnn_research import analysis
 from cnn_research.data.images import IGNORE, decode, decode_mask, restore_boxes
 from cnn_research.data.objects import read_objects
 from cnn_research.errors import UserError
+from cnn_research.metrics.detection import encode_masks
 from cnn_research.ops.boxes import iou_of_pairs
+from cnn_research.ops.regions import paste_masks
 from cnn_research.tasks.localization import OVERLAP
 from cnn_research.training.config import max_objects
 from cnn_research.training.evaluation import open_split
@@ -136,8 +138,12 @@ def draw_boxes(run: analysis.Run, examples: list[Example], out: epath.Path) -> t
 
 
 def draw_detections(run: analysis.Run, examples: list[Example], out: epath.Path) -> tuple[list[dict[str, Any]], str]:
-    """Draws images with the boxes of what is found; returns the lines of predictions.jsonl, and how many are drawn."""
-    from cnn_research.analysis import boxes
+    """Draws images with the boxes, and the masks where there are any, of what is found.
+
+    Returns:
+      The lines of predictions.jsonl, masks in them as COCO's run lengths; and how many objects are drawn.
+    """
+    from cnn_research.analysis import boxes, overlays
 
     images = [image for _, image, _ in examples]
     predictions, spec = run.predict(images), image_spec(run.config.data)
@@ -148,13 +154,21 @@ def draw_detections(run: analysis.Run, examples: list[Example], out: epath.Path)
         corners = restore_boxes(predictions["boxes"][row][valid], image.shape[:2], spec)
         detections = list(zip(corners, classes, predictions["scores"][row][valid].tolist(), strict=True))
         shown = [detection for detection in detections if detection[2] >= _SCORE.value]
+        objects = [{"class": label, "score": round(score, 6), "box": _rounded(box)} for box, label, score in detections]
+        if "masks" in predictions:
+            size = image.shape[:2]
+            masks = paste_masks(
+                predictions["masks"][row][valid], corners * np.tile(size, 2), size, run.config.loss.mask_threshold
+            )
+            for each, counts in zip(objects, encode_masks(masks).tolist(), strict=True):
+                each["mask"] = {"size": size, "counts": counts.decode()}
+            image = overlays.instance_overlay(image, masks[: len(shown)])  # the best come first
         true = list[boxes.Box]()
         if not _IMAGES.value:
             true = [(box, run.class_names[label]) for box, label in zip(truth.boxes, truth.labels, strict=True)]
         picture = out / f"{row:05d}_{Path(name).stem}.png"
         save(boxes.detection_grid([image], [shown], [true], run.class_names), picture)
         drawn.append((image, shown, true))
-        objects = [{"class": label, "score": round(score, 6), "box": _rounded(box)} for box, label, score in detections]
         lines.append({"image": name, "picture": picture.name, "objects": objects})
     seen, found, truths = zip(*drawn[:GRID], strict=True)
     save(boxes.detection_grid(seen, found, truths, run.class_names), out / "grid.png")

@@ -5,9 +5,11 @@ python -m experiments.prepare_data --dataset=imagenet2012 --data_dir=gs://bucket
     --beam_options=runner=DataflowRunner,project=my-project,region=us-central1,temp_location=gs://bucket/tmp
 
 python -m experiments.prepare_data --dataset=voc_segmentation --manual_dir=VOCdevkit/VOC2012
+python -m experiments.prepare_data --dataset=coco_instances --manual_dir=COCO_2017
 
 Sets of TFDS's catalogue need the extra `prepare` (`pip install -e .[prepare]`); training then does not. `digits` and
-`shapes` need nothing, and training prepares them by itself; `voc_segmentation` needs the folder of VOC's archive.
+`shapes` need nothing, and training prepares them by itself; `voc_segmentation` and `coco_instances` need the folders
+of VOC's and COCO's archives.
 """
 
 import importlib.util
@@ -16,12 +18,14 @@ import json
 import tensorflow_datasets as tfds
 from absl import flags
 
-from cnn_research.data import embedded, voc_segmentation
+from cnn_research.data import coco, embedded, voc_segmentation
 from cnn_research.data.sources import folders
 from cnn_research.errors import UserError, nearest
 from experiments import command_line
 
-_DATASET = flags.DEFINE_string("dataset", "", "a name of TFDS's catalogue, or digits, shapes or voc_segmentation")
+_DATASET = flags.DEFINE_string(
+    "dataset", "", "a name of TFDS's catalogue, or digits, shapes, voc_segmentation or coco_instances"
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "the folder to write to; TFDS's own unless given")
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "where archives lie that must be downloaded by hand (imagenet2012)")
 _BEAM_OPTIONS = flags.DEFINE_list(
@@ -40,6 +44,8 @@ def prepare(name: str, data_dir: str, manual_dir: str, beam_options: list[str]) 
         return embedded.prepare(name, folder)
     if name == voc_segmentation.VocSegmentation.name:
         return voc_segmentation.prepare(folder, manual_dir)
+    if name == coco.CocoInstances.name:
+        return coco.prepare(folder, manual_dir)
     known = [*tfds.list_builders(with_community_datasets=False), *embedded.NAMES]
     base = name.split("/")[0].split(":")[0]
     if base not in known:

@@ -1,10 +1,11 @@
-"""Pictures of segmentations: classes as colours over their image, with a legend."""
+"""Pictures of segmentations: classes as colours over their image, with a legend; and each object in its own colour."""
 
 from collections.abc import Sequence
 
+import cv2
 import matplotlib
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Bool, Integer, UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -13,6 +14,7 @@ from cnn_research.data.color import LUMA
 from cnn_research.data.images import IGNORE
 
 OPACITY = 0.6
+TINT = 0.4  # of objects, whose image is still to be seen
 # Twenty colours in ten hues, the strong ones first; classes beyond have them again.
 PALETTE = np.array([np.uint8(255 * np.array(matplotlib.colormaps["tab20"](index)[:3])) for index in range(20)])
 COLOURS = np.concatenate([PALETTE[::2], PALETTE[1::2]])
@@ -33,6 +35,24 @@ def overlay(image: Image, classes: Classes) -> UInt8[np.ndarray, "_height _width
     grey = image @ (np.array(LUMA) if image.shape[-1] == 3 else np.ones(1))
     blended = (1 - OPACITY) * grey[..., None] + OPACITY * colours
     return np.where(known[..., None], blended, image).round().astype(np.uint8)
+
+
+def instance_overlay(
+    image: Image, masks: Bool[np.ndarray, "objects height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns an image with each object tinted in a colour of its own and outlined, the first ones over later ones.
+
+    Args:
+      image: grey (one channel) or RGB.
+      masks: of the objects, at the image's size.
+    """
+    painted = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float32)
+    for index, mask in reversed([*enumerate(masks)]):
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) > 0
+        colour = COLOURS[index % len(COLOURS)]
+        painted[mask] = (1 - TINT) * painted[mask] + TINT * colour
+        painted[mask & ~inner] = colour
+    return painted.round().astype(np.uint8)
 
 
 def segmentation_grid(

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Key, Shaped
 
-from cnn_research.data import color, crops, mixing
+from cnn_research.data import color, crops, mixing, mosaic
 from cnn_research.data.color import Image, Scalar
 from cnn_research.data.elastic import elastic
 from cnn_research.errors import UserError, nearest
@@ -35,6 +36,8 @@ class Augmentation:
     """Which operations are on, in the order in which they are applied; by default none.
 
     Attributes:
+      mosaic: probability with which an image is put together with the three before it, each in a corner, and their
+        objects and masks (Bochkovskiy et al. 2020, arXiv:2004.10934, section 3.3; see `data.mosaic`); 0 is off.
       elastic: deforms the image; standard deviation in pixels of the displacements of 3x3 points (Ronneberger et al.
         2015, arXiv:1505.04597: 10); 0 is off.
       random_resized_crop: the smallest and the largest part of the image's area that a random window has, which is then
@@ -67,6 +70,7 @@ class Augmentation:
       UserError: a value is out of its range.
     """
 
+    mosaic: float = 0.0
     elastic: float = 0.0
     random_resized_crop: tuple[float, ...] = (1.0, 1.0)
     aspect_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
@@ -88,6 +92,8 @@ class Augmentation:
         for field in ("random_resized_crop", "aspect_ratio", "scale_jitter", "fill"):
             # A list from JSON becomes a tuple again: the configuration is hashed where it is a static argument of jit.
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
+        if not 0 <= self.mosaic <= 1:
+            raise UserError(f"augmentation.mosaic={self.mosaic} is no probability; give a number from 0 to 1")
         for field in (
             "elastic",
             "pad_crop",
@@ -138,15 +144,16 @@ class Draw(enum.IntEnum):
     ELASTIC = 12
     DIHEDRAL = 13
     SCALE_JITTER = 14
+    MOSAIC = 15
 
 
 MOVING = (
-    *(Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP),
+    *(Draw.MOSAIC, Draw.ELASTIC, Draw.RANDOM_RESIZED_CROP, Draw.PAD_CROP, Draw.CROP),
     *(Draw.SCALE_JITTER, Draw.FLIP, Draw.DIHEDRAL),
 )
 # Which take bytes as they are: a mirrored image of 224x224 is 3.0 MB of a TPU's traffic as floats.
 OF_WHOLE_PIXELS = (Draw.CROP, Draw.FLIP, Draw.DIHEDRAL)
-NOT_OF_BOXES = (Draw.ELASTIC, Draw.CROP, Draw.MIXUP, Draw.CUTMIX)  # which leave boxes where they are
+NOT_OF_BOXES = (Draw.ELASTIC, Draw.MIXUP, Draw.CUTMIX)  # which leave boxes where they are
 FIELDS_OF_DATA = {Draw.CROP: "data.crop_size"}
 
 Operation = Callable[[Key[Array, ""], crops.Pixels], crops.Window]
@@ -192,10 +199,12 @@ def augment(
         crop_size = ()
     operations = _operations(config, crop_size)
     mixes = config.mixup > 0 or config.cutmix > 0
-    if not operations and not mixes:
+    if not operations and not mixes and not config.mosaic:
         return dict(batch) | {"image": as_float(batch["image"])}
     _check(config, operations, batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, positions)
+    if config.mosaic:
+        batch = _with_mosaics(config, keys, batch, axis_name)
 
     def augment_example(key: Key[Array, ""], example: dict[str, Array]) -> dict[str, Array]:
         for draw, moves in operations.items():
@@ -242,7 +251,7 @@ def crop_center(
     """
     if not crop_size:
         return dict(batch)
-    _check_targets([Draw.CROP], batch)
+    _check_targets([Draw.CROP], batch, not_of_boxes=[Draw.CROP])
     names = [name for name in ("image", *MASKS) if name in batch]
     return dict(batch) | {name: crops.center_crop(batch[name], crop_size) for name in names}
 
@@ -300,10 +309,14 @@ def _operations(config: Augmentation, crop_size: tuple[int, ...]) -> dict[Draw, 
             Moves(
                 partial(pad, fill=config.fill),
                 partial(pad, fill=(OUTSIDE,)),
-                partial(crops.pad_crop_boxes, padding=config.pad_crop),
+                partial(crops.pad_crop_boxes, padding=config.pad_crop, window=crop_size),
             ),
         ),
-        (Draw.CROP, crop_size and not resizes and not config.pad_crop, Moves(crop, crop)),
+        (
+            Draw.CROP,
+            crop_size and not resizes and not config.pad_crop,
+            Moves(crop, crop, partial(crops.pad_crop_boxes, window=crop_size)),
+        ),
         (
             Draw.SCALE_JITTER,
             jitters,
@@ -330,6 +343,51 @@ def _jitter(adjust: Callable[[Image, Scalar], Image], strength: float, key: Key[
 
 def _turn_hue(strength: float, key: Key[Array, ""], image: Image) -> Image:
     return color.adjust_hue(image, jax.random.uniform(key, minval=-strength, maxval=strength))
+
+
+def _with_mosaics(
+    config: Augmentation,
+    keys: Key[Array, " batch"],
+    batch: Mapping[str, Shaped[Array, "batch ..."]],
+    axis_name: str | None,
+) -> dict[str, Shaped[Array, "batch ..."]]:
+    """Puts some examples together with the three before them; each then has room for the objects of four."""
+    instances = "objects/number" in batch
+    moving = {name: x for name, x in batch.items() if name in ("image", *MASKS) or name.startswith("objects/")}
+    moving |= {"image": as_float(batch["image"]), "real": batch.get("example_mask", jnp.ones(len(keys), bool))}
+    if instances and "segmentation_mask" in moving:
+        moving["segmentation_mask"] = moving["segmentation_mask"].astype(jnp.int32)
+    others = [moving]
+    for _ in range(3):
+        others.append({name: mixing.previous(x, axis_name) for name, x in others[-1].items()})
+
+    def of_example(key: Key[Array, ""], four: dict[str, Array]) -> dict[str, Array]:
+        size = four["image"].shape[1:3]
+        choice, place = jax.random.split(jax.random.fold_in(key, Draw.MOSAIC))
+        chosen = jax.random.bernoulli(choice, config.mosaic) & four.pop("real").all()
+        layout = mosaic.draw(place, size)
+        made = dict(four)
+        made["image"] = mosaic.put_together(layout, four["image"], config.fill)
+        if instances and "segmentation_mask" in four:  # the objects of each image get numbers of their own
+            masks, apart = four["segmentation_mask"], 256 * np.arange(4)
+            made["objects/number"] = four["objects/number"] + apart[:, None]
+            of_objects = (masks > 0) & (masks < OUTSIDE)
+            made["segmentation_mask"] = masks + jnp.where(of_objects, apart[:, None, None, None], 0)
+        for name in set(MASKS) & set(four):
+            made[name] = mosaic.put_together(layout, made[name], (OUTSIDE,), nearest=True)
+        if BBOX in four:
+            made[BBOX], seen = mosaic.move_boxes(layout, four[BBOX], size)
+            made[VALID] &= seen
+            four[VALID] &= np.arange(4)[:, None] == 0
+        return {
+            name: jnp.where(chosen, made[name].reshape(-1, *x.shape[2:]), x.reshape(-1, *x.shape[2:]))
+            if name.startswith("objects/")
+            else jnp.where(chosen, made[name], x[0])
+            for name, x in four.items()
+        }
+
+    stacked = {name: jnp.stack([other[name] for other in others], axis=1) for name in moving}
+    return dict(batch) | jax.vmap(of_example)(keys, stacked)
 
 
 def _mix(
@@ -359,7 +417,9 @@ def _check(config: Augmentation, operations: Iterable[Draw], batch: Mapping[str,
         raise UserError(
             f"augmentation.fill={config.fill} does not fit {channels} channels; give one value, or one a channel"
         )
-    moving = [draw for draw in MOVING if draw in operations]
+    moving = [draw for draw in MOVING if draw in operations or (draw == Draw.MOSAIC and config.mosaic)]
+    if config.mosaic and not any(name in batch for name in (*MASKS, BBOX)):
+        raise UserError("augmentation.mosaic moves objects and masks, and this data has neither; turn it off")
     mixed = [draw for draw, alpha in ((Draw.MIXUP, config.mixup), (Draw.CUTMIX, config.cutmix)) if alpha]
     _check_targets(moving + mixed, batch)
     if mixed and ("label" not in batch or "segmentation_mask" in batch):
@@ -367,10 +427,15 @@ def _check(config: Augmentation, operations: Iterable[Draw], batch: Mapping[str,
         raise UserError(f"augmentation.{mixed[0].name.lower()} mixes labels, and this data has {has}; turn it off")
 
 
-def _check_targets(draws: Sequence[Draw], batch: Mapping[str, Shaped[Array, "batch ..."]]) -> None:
+def _check_targets(
+    draws: Sequence[Draw],
+    batch: Mapping[str, Shaped[Array, "batch ..."]],
+    not_of_boxes: Sequence[Draw] = NOT_OF_BOXES,
+) -> None:
     """Raises `UserError` where an operation would have to move a target, or mix it, and does not."""
     for draw in draws:
         for key in sorted(batch):
-            if key == "instance_mask" or (key.startswith(("objects/", PROPOSALS)) and draw in NOT_OF_BOXES):
+            fixed = key.startswith(("objects/", PROPOSALS)) and draw in not_of_boxes
+            if key == "instance_mask" or fixed or (key == PROPOSALS and draw == Draw.MOSAIC):
                 field = FIELDS_OF_DATA.get(draw, f"augmentation.{draw.name.lower()}")
                 raise UserError(f"{field} changes the image but not yet its {key}; turn it off")

@@ -129,10 +129,20 @@ def pad_crop(
     return random_crop(key, padded, size or image.shape[:2])
 
 
-def pad_crop_boxes(key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...], padding: int) -> Boxes:
-    """Moves boxes as `pad_crop` moves their image with this key, whose size stays; see `into_window`."""
+def pad_crop_boxes(
+    key: Key[Array, ""], boxes: Boxes, size: tuple[int, ...], padding: int = 0, window: tuple[int, ...] = ()
+) -> Boxes:
+    """Moves boxes as `pad_crop`, or without padding `random_crop`, moves their image with this key; see `into_window`.
+
+    Args:
+      key: that of the image.
+      boxes: ymin, xmin, ymax, xmax in 0..1 of the image.
+      size: height and width of the image.
+      padding: on each side, in pixels.
+      window: height and width of what is cropped; those of the image unless given.
+    """
     whole = size[0] + 2 * padding, size[1] + 2 * padding
-    return into_window(boxes, size, _corner(key, whole, size) - padding, jnp.array(size))
+    return into_window(boxes, size, _corner(key, whole, window or size) - padding, jnp.array(window or size))
 
 
 def scale_jitter(

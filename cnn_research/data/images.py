@@ -13,7 +13,7 @@ from cnn_research.data.proposals import Proposals
 from cnn_research.data.windows import RandomWindows, Window
 from cnn_research.errors import UserError, nearest
 
-RESIZE = ("stretch", "pad", "crop")
+RESIZE = ("stretch", "pad", "fit", "crop")
 IGNORE, UNKNOWN = 255, 254  # in masks: no class, and a value that should not be there
 
 # By how much JPEG's inverse transform can shrink an image, and OpenCV's flag for it, which colours take too.
@@ -58,8 +58,8 @@ class ImageSpec:
     Attributes:
       size: height and width.
       channels: 1 for grey, 3 for colour.
-      resize: `stretch` each side by itself; `pad`: centred on black, made smaller only if it does not fit; `crop`: the
-        largest window of this shape in the middle.
+      resize: `stretch` each side by itself; `pad`: centred on black, made smaller only if it does not fit; `fit`:
+        likewise, made larger too, as large as fits; `crop`: the largest window of this shape in the middle.
       windows: in training, random windows instead.
       masks: where each pixel has a class.
       max_objects: where objects have boxes and classes, how many of an image a batch has room for. Without both each
@@ -99,7 +99,8 @@ class ImageSpec:
         if self.resize == "crop":
             height, width = (max(1, round(part / max(scales))) for part in self.size)
             return Window((size[0] - height) // 2, (size[1] - width) // 2, height, width), result
-        height, width = (max(1, round(part * min(1.0, *scales))) for part in size)
+        scale = min(scales) if self.resize == "fit" else min(1.0, *scales)
+        height, width = (max(1, round(part * scale)) for part in size)
         return whole, Window((1 + self.size[0] - height) // 2, (1 + self.size[1] - width) // 2, height, width)
 
 
@@ -115,14 +116,18 @@ def decode(encoded: bytes, channels: int, reduction: int = 1) -> UInt8[np.ndarra
       UserError: the bytes are no image.
     """
     mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    flags = mode | REDUCTIONS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+    image = _decode(encoded, mode | REDUCTIONS[reduction])
+    return image.reshape(*image.shape[:2], channels)
+
+
+def _decode(encoded: bytes, flags: int) -> Shaped[np.ndarray, "height width *channels"]:
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # no bytes at all, or more pixels than OpenCV takes
         image = None
     if image is None:
         raise UserError("an image cannot be decoded; PNG and JPEG files can")
-    return image.reshape(*image.shape[:2], channels)
+    return image
 
 
 def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
@@ -229,7 +234,7 @@ def decode_mask(encoded: bytes, spec: MaskSpec) -> UInt8[np.ndarray, "height wid
     """Decodes a mask at its own size.
 
     Args:
-      encoded: the file's bytes, a grey PNG.
+      encoded: the file's bytes, a grey PNG of 8 or 16 bits.
       spec: what its values mean.
 
     Returns:
@@ -238,8 +243,8 @@ def decode_mask(encoded: bytes, spec: MaskSpec) -> UInt8[np.ndarray, "height wid
     Raises:
       UserError: the mask is no image, or has a value that is no class.
     """
-    values = decode(encoded, channels=1)
-    classes = _classes(spec)[values]
+    values = _decode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)[..., None]
+    classes = _classes(spec).take(values, mode="clip")
     if (classes == UNKNOWN).any():
         raise UserError(
             f"a mask has the value {values[classes == UNKNOWN].max()}, model.num_classes is {spec.num_classes};"
@@ -249,13 +254,13 @@ def decode_mask(encoded: bytes, spec: MaskSpec) -> UInt8[np.ndarray, "height wid
 
 
 @functools.cache
-def _classes(spec: MaskSpec) -> UInt8[np.ndarray, "256"]:
-    """Returns the class of each value."""
+def _classes(spec: MaskSpec) -> UInt8[np.ndarray, "257"]:
+    """Returns the class of each value of a byte, and of all larger ones."""
     if spec.values:
-        classes = np.full(256, IGNORE, np.uint8)
+        classes = np.full(257, IGNORE, np.uint8)
         classes[list(spec.values)] = np.arange(spec.num_classes)
         return classes
-    classes = np.full(256, UNKNOWN, np.uint8)
+    classes = np.full(257, UNKNOWN, np.uint8)
     classes[: spec.num_classes], classes[IGNORE] = np.arange(spec.num_classes), IGNORE
     return classes
 

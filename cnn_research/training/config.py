@@ -94,7 +94,7 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 # the 92 that a U-Net of valid convolutions leaves out.
                 mirror=0,
                 channels=3,
-                resize="stretch",  # stretch | pad | crop
+                resize="stretch",  # stretch | pad | fit | crop
                 mean=(0.5,),  # of pixels in 0..1; one for all channels or one for each
                 std=(0.5,),
                 # on | off | auto: a split lives on the devices if its images take at most 1 GiB. Where crop_on=host,
@@ -161,6 +161,8 @@ def validate(config: ConfigDict) -> None:
             f"data.crop_size={crop} is no window of data.image_size={tuple(size)};"
             " give a height and a width up to that, or () for all of it"
         )
+    if crop and config.task in ("detection", "localization"):
+        raise UserError(f"task {config.task} sees images whole, not data.crop_size={crop}; give ()")
     _validate_crops(config)
     if config.model.name in models.names() and models.task(config.model.name) != config.task:
         raise UserError(

@@ -156,7 +156,7 @@ def make_program(config: ConfigDict, platform: str = "") -> Program:
             mean=tuple(data.mean),
             std=tuple(data.std),
             crop_size=crop_size(data),
-            whole=bool(mask_feature(data)),
+            whole=bool(mask_feature(data)) or config.task == "region_detection",
             mirror=mirror(data),
         ),
         schedule=schedule,

@@ -29,7 +29,8 @@ class Preprocessing:
       std: likewise.
       crop_size: height and width of the window that the network sees, random in training and the middle otherwise; ()
         is all of the image.
-      whole: whether tests see all of the image all the same, as networks can that say something of each pixel.
+      whole: whether tests see all of the image all the same, as networks can that say something of each pixel
+        or look at regions.
       mirror: pixels of mirrored border around what the network sees; targets have none.
     """
 

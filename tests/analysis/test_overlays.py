@@ -1,6 +1,6 @@
 import numpy as np
 
-from cnn_research.analysis.overlays import COLOURS, OPACITY, overlay, segmentation_grid
+from cnn_research.analysis.overlays import COLOURS, OPACITY, TINT, instance_overlay, overlay, segmentation_grid
 
 
 def test_an_overlay_blends_the_colours_of_classes():
@@ -26,3 +26,17 @@ def test_a_grid_has_a_legend_of_what_is_seen():
     assert [len(axes.images) for axes in figure.axes] == [1, 1, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0]
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), overlay(images[0], predicted[0]))
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), overlay(images[0], truths[0]))
+
+
+def test_objects_are_tinted_and_outlined_the_first_ones_on_top():
+    image = np.random.default_rng(0).integers(0, 256, (9, 10, 3), np.uint8)
+    masks = np.zeros((2, 9, 10), bool)
+    masks[0, 1:6, 1:6] = masks[1, 4:8, 4:9] = True
+    found = instance_overlay(image, masks)
+    nowhere = ~masks.any(axis=0)
+    np.testing.assert_array_equal(found[nowhere], image[nowhere])
+    np.testing.assert_array_equal(found[1, 1:6], np.tile(COLOURS[0], (5, 1)))
+    np.testing.assert_array_equal(found[7, 4:9], np.tile(COLOURS[1], (5, 1)))
+    np.testing.assert_allclose(found[3, 3], (1 - TINT) * image[3, 3] + TINT * COLOURS[0], atol=0.51)
+    np.testing.assert_array_equal(found[5, 5], COLOURS[0])
+    assert instance_overlay(image[..., :1], masks).shape == (9, 10, 3)

@@ -81,8 +81,8 @@ def test_bytes_are_as_good_as_floats(config):
 
 def test_every_field_does_something():
     fields = {field.name for field in dataclasses.fields(Augmentation)}
-    assert fields == ON.keys() | OTHERS.keys()
-    assert {draw.name.lower() for draw in Draw} == ON.keys() | {"mixup_or_cutmix", "crop"}
+    assert fields == ON.keys() | OTHERS.keys() | {"mosaic"}  # which test_mosaic.py turns
+    assert {draw.name.lower() for draw in Draw} == ON.keys() | {"mixup_or_cutmix", "crop", "mosaic"}
     batch = make_batch()
     for field, value in ON.items():
         changed = (run(Augmentation(**{field: value}))["image"] != batch["image"]).any(axis=(1, 2, 3))
@@ -189,6 +189,8 @@ def test_a_window_that_targets_would_have_to_follow_is_refused():
     for crop in (lambda: run(Augmentation(), batch, crop_size=(7, 6)), lambda: crop_center(batch, (7, 6))):
         with pytest.raises(UserError, match=r"data\.crop_size .* instance_mask; turn it off"):
             crop()
+    with pytest.raises(UserError, match=r"data\.crop_size .* objects/bbox; turn it off"):
+        crop_center({"image": batch["image"], "objects/bbox": jnp.zeros((BATCH, 1, 4))}, (7, 6))
 
 
 def make_masked_batch():
@@ -320,6 +322,7 @@ def box_around(mask):
     ("field", "size", "tolerance"),
     [
         *((field, size, 0) for field in ("flip", "dihedral", "pad_crop") for size in ((12, 10), (11, 11))),
+        *((field, (12, 10), 0) for field in ("crop", "pad_crop+crop")),
         *((field, (60, 40), 2.5) for field in ("scale_jitter", "random_resized_crop")),
     ],
 )
@@ -333,7 +336,11 @@ def test_boxes_move_with_their_images(field, size, tolerance):
     boxes = np.stack([box_around(mask) for mask in masks]).astype(np.float32)[:, None].repeat(2, axis=1)
     valid = np.array([[True, False]] * BATCH)
     batch = {"image": np.zeros((BATCH, *size, 1), np.float32), "objects/bbox": boxes, "objects/valid": valid}
-    found = run(Augmentation(**{field: ON[field]}), batch | {"segmentation_mask": masks})
+    on = {name: ON[name] for name in field.split("+") if name in ON}
+    window = (8, 9) if "crop" in field.split("+") else ()
+    found = run(Augmentation(**on), batch | {"segmentation_mask": masks}, crop_size=window)
+    size = found["segmentation_mask"].shape[1:3]
+    assert size == (window or masks.shape[1:3])
     assert not found["objects/valid"][:, 1].any()
     kept = found["objects/valid"][:, 0]
     assert kept.all() == (field in ("flip", "dihedral", "scale_jitter"))  # by luck the last

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import math
 import struct
 import zlib
 
@@ -130,6 +131,16 @@ def test_pad_shrinks_an_image_that_does_not_fit():
     np.testing.assert_allclose(resize(image, ImageSpec((8, 8), 1, "pad")), expected, atol=0.51)
 
 
+def test_fit_is_pad_that_also_makes_an_image_larger():
+    image = noise(8, 6, 3)
+    found = resize(image, ImageSpec((16, 20), resize="fit"))
+    np.testing.assert_array_equal(found[:, 4:16], resize(image, ImageSpec((16, 12))))
+    assert not found[:, :4].any()
+    assert not found[:, 16:].any()
+    large = noise(50, 30, 3)
+    np.testing.assert_array_equal(*(resize(large, ImageSpec((16, 20), resize=mode)) for mode in ("fit", "pad")))
+
+
 def test_crop_keeps_the_middle_of_the_longer_side():
     image = noise(8, 16, 3)
     np.testing.assert_array_equal(resize(image, ImageSpec((8, 8), 3, "crop")), image[:, 4:12])
@@ -162,10 +173,10 @@ def test_resize_gives_one_size_whatever_the_images(size, target, channels, mode)
     resized = resize(np.full((*size, channels), 200, np.uint8), spec)
     assert resized.shape == (*target, channels)
     assert resized.dtype == np.uint8
-    if mode != "pad":
+    if mode not in ("pad", "fit"):
         assert (resized == 200).all()
         return
-    scale = min(1, target[0] / size[0], target[1] / size[1])
+    scale = min(target[0] / size[0], target[1] / size[1], 1 if mode == "pad" else math.inf)
     rows, columns = np.nonzero(resized[..., 0])
     for places, length, whole in ((rows, size[0], target[0]), (columns, size[1], target[1])):
         assert np.ptp(places) + 1 == max(1, round(length * scale))
@@ -393,6 +404,16 @@ def test_values_of_masks_become_classes():
     found = masked(mask, ImageSpec((1, 5)), values=(3, 0, 7), num_classes=3)
     np.testing.assert_array_equal(found, [[2, 255, 255, 1, 0]])
     np.testing.assert_array_equal(masked(mask, ImageSpec((1, 5)), num_classes=10), mask)
+
+
+def test_masks_of_16_bits_are_read_by_their_values():
+    mask = np.array([[0, 3, 19, 255]], np.uint16)
+    np.testing.assert_array_equal(masked(mask, ImageSpec((1, 4))), mask)
+    with pytest.raises(UserError, match="a mask has the value 300, "):
+        masked(np.array([[300]], np.uint16), ImageSpec((1, 1)))
+    np.testing.assert_array_equal(
+        masked(np.array([[300]], np.uint16), ImageSpec((1, 1)), values=(3,), num_classes=1), 255
+    )
 
 
 @pytest.mark.parametrize(

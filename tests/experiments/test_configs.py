@@ -1,3 +1,4 @@
+import itertools
 import re
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,9 @@ def test_recipe(path):
         program.abstract_variables,
     )
     logits, *boxes = jax.tree.leaves(outputs)
-    assert bool(boxes) == (config.task in ("detection", "instance_segmentation", "localization"))
-    if config.task == "instance_segmentation":
-        assert outputs.masks.shape[:2] == outputs.regions.shape[:2]
+    assert bool(boxes) == (config.task not in ("classification", "segmentation"))
+    if config.task in ("instance_segmentation", "region_detection"):
+        assert config.task == "region_detection" or outputs.masks.shape[:2] == outputs.regions.shape[:2]
         assert outputs.classified.logits.shape[-1] == config.model.num_classes
     elif config.task == "detection":
         cells, classes = outputs
@@ -42,7 +43,7 @@ def test_recipe(path):
         assert logits.shape == (2, config.model.num_classes)
     assert f"python -m experiments.train --config=experiments/configs/{path.name}" in module.__doc__
     assert re.search(r"accuracy|error|IoU|AP50", module.__doc__)
-    assert re.search(r"\d+ (s|min|minutes|seconds|days)\b", module.__doc__)
+    assert re.search(r"\d+ (s|min|minutes|seconds|hours|days)\b", module.__doc__)
 
 
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_modern"])
@@ -68,10 +69,11 @@ def test_every_dense_network_trains_by_the_recipes(path):
         assert logits.shape[2] >= size[1]
 
 
-@pytest.mark.parametrize("name", ["bccd", "shapes_detection"])
+@pytest.mark.parametrize("name", ["bccd", "coco", "shapes_detection", "voc"])
 def test_every_detector_trains_by_the_recipes(name):
-    for model in models.names("detection"):
-        program = training.make_program(command_line.load_config(f"experiments/configs/{name}.py:{model}"))
+    recipes = ("", ",overfit") if name == "voc" else ("",)
+    for model, recipe in itertools.product((*models.names("detection"), "faster_rcnn"), recipes):
+        program = training.make_program(command_line.load_config(f"experiments/configs/{name}.py:{model}{recipe}"))
         assert program.config.model.name == model
         assert program.abstract_variables["params"]
 

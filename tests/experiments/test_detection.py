@@ -11,13 +11,18 @@ from cnn_research.errors import UserError
 from experiments import command_line
 
 
-def test_a_run_from_training_to_pictures(script, tmp_path):
+def test_a_run_from_training_to_pictures(script, tmp_path, caplog):
     workdir, out = tmp_path / "run", tmp_path / "out"
     config = command_line.load_config("experiments/configs/shapes_detection.py:yolo")
     config.data.update(name="shapes/32x24_train64_test20", image_size=(32, 32), resize="pad")
     config.model.update(grid=(4, 4), width=0.25)
-    config.update(duration="60", batch_size=16, eval_every="60", checkpoint_every="60", tensorboard=False)
-    result = training.train(config, workdir, jax.devices()[:1])
+    config.update(duration="60", batch_size=16, eval_every="30", checkpoint_every="60", tensorboard=False)
+    config.eval_batch_size = 8  # of 20 examples: the last batch is not full
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        result = training.train(config, workdir, jax.devices()[:1])
+    compiled = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
+    for step in ("traced", "step_and_sizes"):  # of training, and of evaluation, which ran twice
+        assert sum(f"jit({step})" in message for message in compiled) == 1, compiled
     run = analysis.load_run(workdir)
     assert run.class_names == ("ellipse", "rectangle", "triangle", "star")
     *_, last = [record for record in run.metrics if "train/loss" in record]

@@ -9,7 +9,8 @@ import pytest
 
 from cnn_research import analysis, models
 from cnn_research.errors import UserError
-from experiments.tabulate import parse_fields, parse_shape, remainders
+from experiments.networks import parse_fields, parse_shape
+from experiments.tabulate import remainders
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = "--config=experiments/configs/digits.py:lenet5_modern"

@@ -1,0 +1,412 @@
+"""Where the blocks of a network's picture stand, and how its arrows run. All lengths are in inches, y goes up.
+
+Columns follow the longest way through the network. That way is a straight line, or where maps grow again a U whose
+levels are the maps' sizes; branches and skips run beside it, as near as what is already there lets them.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+
+from cnn_research.analysis.graph import CUT, IMAGES, PART, Graph, Node
+from cnn_research.analysis.table import Row, times
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+FONT_SIZE = 7.5  # points
+LINE = 0.135  # between the base lines of a label
+TALLEST = (1.5, 0.85)  # the largest maps, in networks without and with many branches
+SHEAR = 0.16  # of a block's depth, to each side
+GAP = 0.34  # between blocks that arrows join
+TIGHT = 0.03  # between blocks that follow each other at one size
+LEVEL = 0.6  # from one size of maps to the next, in a U
+CLEAR = 0.14  # between rows
+ASIDE = 0.06  # from the middle of a merge to its label
+MERGE = 0.22  # diameter of the sign for a merge
+UPRIGHT_COLUMNS = 14  # up to so many columns labels are horizontal
+
+Point = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A tensor in the picture.
+
+    Attributes:
+      node: that it stands for.
+      center: of its front face and its back face.
+      width: of the front face: by the number of channels.
+      height: by the height of the maps, or of a vector by its length.
+      shift: of the front face to the lower left and of the back face to the upper right: by the width of the maps.
+      label: lines below it.
+      upright: whether these are horizontal.
+      drop: how much lower the label stands than right below the block.
+    """
+
+    node: Node
+    center: Point
+    width: float
+    height: float
+    shift: float
+    label: tuple[str, ...]
+    upright: bool
+    drop: float = 0.0
+
+    @property
+    def half(self) -> float:
+        """From the center to its left and right end."""
+        return self.width / 2 + self.shift
+
+    @property
+    def label_size(self) -> Point:
+        """Width and height of the label; that of a merge stands to the right of what comes from below."""
+        long = max(map(text_width, self.label))
+        across = LINE * len(self.label)
+        width, height = (long, across) if self.upright else (across, long)
+        return (2 * (width + ASIDE) if self.node.merges else width), height
+
+    @property
+    def above(self) -> float:
+        """From the center to its upper end."""
+        return self.height / 2 + self.shift
+
+    @property
+    def below(self) -> float:
+        """From the center to the lower end of its label."""
+        return self.above + self.drop + 0.05 + self.label_size[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A picture's parts.
+
+    Attributes:
+      blocks: by the names of their nodes, from left to right.
+      wires: corners of the arrows.
+      brackets: modules that hold several blocks: name, left and right end.
+      bounds: left, bottom, right, top.
+    """
+
+    blocks: dict[str, Block]
+    wires: list[list[Point]]
+    brackets: list[tuple[str, float, float]]
+    bounds: tuple[float, float, float, float]
+
+
+@functools.cache
+def text_width(text: str, size: float = FONT_SIZE) -> float:
+    """Returns the width of a line in inches.
+
+    Args:
+      text: of the line.
+      size: of the font, in points.
+    """
+    return float(TextPath((0, 0), text or " ", size=size, prop=FontProperties()).get_extents().width) / 72
+
+
+def maps(node: Node) -> tuple[int, int, int] | None:
+    """Returns (height, width, channels) of a node's maps; None where it is a vector."""
+    if len(node.shape) < 3 or max(node.shape[-3:-1]) == 1:
+        return None
+    height, width, channels = node.shape[-3:]
+    return height, width, channels
+
+
+def lay_out(graph: Graph) -> Layout:
+    """Returns the layout of a graph's picture.
+
+    Args:
+      graph: of a network, with no more nodes than can be drawn.
+    """
+    return _Plan(graph).make()
+
+
+@dataclasses.dataclass
+class _Chain:
+    """Nodes beside the main way that follow each other, or none of them: an arrow over others.
+
+    Attributes:
+      source: where it comes from.
+      nodes: names.
+      target: where it goes to; "" is nowhere.
+    """
+
+    source: str
+    nodes: list[str]
+    target: str
+
+
+class _Plan:
+    """Makes one layout."""
+
+    def __init__(self, graph: Graph):
+        """Takes the graph."""
+        self._nodes = dict(graph.nodes)
+        self._ranks = graph.ranks()
+        self._takers = graph.consumers()
+        self._columns: list[list[str]] = [[] for _ in range(max(self._ranks.values()) + 1)]
+        for name, rank in self._ranks.items():
+            self._columns[rank].append(name)
+        self._upright = len(self._columns) <= UPRIGHT_COLUMNS
+        crowded = sum(len(column) > 2 for column in self._columns) > 2
+        self._tallest = TALLEST[crowded]
+        self._largest = max([max(size[:2]) for node in graph.nodes.values() if (size := maps(node))], default=1)
+        self._blocks: dict[str, Block] = {}
+        self._tight: set[str] = set()
+        self._wires: list[list[Point]] = []
+
+    def make(self) -> Layout:
+        """Returns the layout."""
+        main = self._main()
+        chains = self._chains(main)
+        self._levels = self._levels_of(main)
+        for name, node in self._nodes.items():
+            self._blocks[name] = self._block(node)
+        self._place_columns()
+        self._top = [max([b.center[1] + b.above for b in self._column(c, main)], default=0) for c in self._columns]
+        self._bottom = [min([b.center[1] - b.below for b in self._column(c, main)], default=0) for c in self._columns]
+        for chain in sorted(chains, key=lambda chain: (not chain.nodes, self._span(chain))):
+            self._place_chain(chain)
+        self._wire_ways([main, *(chain.nodes for chain in chains)])
+        ordered = sorted(self._blocks.values(), key=lambda block: block.center[0])
+        left = min(min(b.center[0] - b.half, b.center[0] - b.shift - b.label_size[0] / 2) for b in ordered)
+        right = max(max(b.center[0] + b.half, b.center[0] - b.shift + b.label_size[0] / 2) for b in ordered)
+        bounds = left, min(self._bottom), right, max(self._top)
+        return Layout({block.node.name: block for block in ordered}, self._wires, self._brackets(), bounds)
+
+    def _block(self, node: Node) -> Block:
+        size, width, shift = maps(node), MERGE, 0.0
+        if node.merges:
+            height = MERGE
+        elif size:
+            height = self._tallest * max(0.02, size[0] / self._largest) ** 0.6
+            shift = SHEAR * self._tallest * max(0.02, size[1] / self._largest) ** 0.6
+            width = 0.05 + 0.033 * math.log2(1 + size[2])
+        else:
+            height, width, shift = 0.15 + 0.1 * math.log2(1 + node.shape[-1]) * self._tallest / TALLEST[0], 0.12, 0.03
+        return Block(node, (0.0, 0.0), width, height, shift, self._label(node), self._upright)
+
+    def _label(self, node: Node) -> tuple[str, ...]:
+        name = node.name.rpartition("/")[2] + (f" and {node.count - 1} more" if node.count > 1 else "")
+        size = times(node.shape).replace("x", TIMES)
+        what = operation(node)
+        if node.merges:
+            named = not name.startswith(node.kind) or node.kind == CUT
+            lines = [what if node.kind == CUT else name] * named + [size]
+        elif self._upright or node.kind == PART:
+            lines = [name, *filter(None, what.split("\n")), size]
+        else:
+            lines = [f"{name}  {what}".rstrip(), size]
+        return tuple(lines)
+
+    def _place_columns(self) -> None:
+        """Gives each column its x, and the blocks of the main way their y."""
+        x, before = 0.0, list[Block]()
+        for column in self._columns:
+            blocks = [self._blocks[name] for name in column]
+            tight = all(map(self._may_be_tight, column))
+            if tight:
+                self._tight.update(column)
+                [block], [last] = blocks, before
+                blocks = [dataclasses.replace(block, drop=max(0.0, last.above + last.drop - block.above))]
+            if before:
+                ends = [max(b.width / 2 if tight else b.half for b in each) for each in (before, blocks)]
+                labels = [max(b.label_size[0] for b in each) / 2 for each in (before, blocks)]
+                slack = max(b.shift for b in blocks) - min(b.shift for b in before)
+                x += max(sum(ends) + (TIGHT if tight else GAP), sum(labels) + 0.07 + max(0.0, slack))
+            for block in blocks:
+                name = block.node.name
+                self._blocks[name] = dataclasses.replace(block, center=(x, self._levels.get(name, 0.0)))
+            before = blocks
+
+    def _may_be_tight(self, name: str) -> bool:
+        """Tells whether a block can stand right behind the one before it, as those of one size do, and poolings."""
+        node = self._nodes[name]
+        if self._upright or len(node.inputs) != 1 or self._takers[node.inputs[0]] != [name]:
+            return False
+        before = self._nodes[node.inputs[0]]
+        if node.merges or before.merges or {IMAGES, PART} & {node.kind, before.kind}:
+            return False
+        if self._levels.get(name) != self._levels.get(before.name) or "Pool" in before.kind:
+            return False
+        size, earlier = maps(node), maps(before)
+        if not size or not earlier or len(self._columns[self._ranks[name] - 1]) > 1:
+            return False
+        return "Pool" in node.kind or abs(math.log2(size[0] / earlier[0])) < 0.25
+
+    def _main(self) -> list[str]:
+        """Returns the longest way, from the image on."""
+        [name, *_] = self._columns[-1]
+        way = [name]
+        while inputs := self._nodes[way[0]].inputs:
+            way.insert(0, next(source for source in inputs if self._ranks[source] == self._ranks[way[0]] - 1))
+        return way
+
+    def _chains(self, main: Sequence[str]) -> list[_Chain]:
+        """Returns all else: branches, and the arrows that belong to none."""
+        placed, chains = set(main), list[_Chain]()
+        drawn = set(itertools.pairwise(main))
+        for name, node in self._nodes.items():
+            if name in placed:
+                continue
+            nodes = [name]
+            while following := [taker for taker in self._takers[nodes[-1]] if taker not in placed | {*nodes}]:
+                nodes.append(following[0])
+            placed.update(nodes)
+            source = node.inputs[0] if node.inputs else ""
+            target = next(iter(self._takers[nodes[-1]]), "")
+            chains.append(_Chain(source, nodes, target))
+            way = [source, *nodes, target]
+            drawn.update(itertools.pairwise(way))
+        links = [(source, node.name) for node in self._nodes.values() for source in node.inputs]
+        return chains + [_Chain(source, [], target) for source, target in links if (source, target) not in drawn]
+
+    def _levels_of(self, main: Sequence[str]) -> dict[str, float]:
+        """Returns the y of the blocks of the main way: that of their size where maps grow again."""
+        sizes = [size[0] if (size := maps(self._nodes[name])) else 0 for name in main]
+        grows = any(after > before > 0 for before, after in itertools.pairwise(sizes[1:]))
+        cuts = any(node.kind == CUT for node in self._nodes.values())
+        y, levels = 0.0, dict[str, float]()
+        for name, size in zip(main, sizes, strict=True):
+            if grows and not cuts and size:
+                y = -LEVEL * round(math.log2(self._largest / size))
+            levels[name] = y
+        return levels
+
+    def _column(self, column: Iterable[str], among: Sequence[str]) -> list[Block]:
+        return [self._blocks[name] for name in column if name in among]
+
+    def _move(self, name: str, y: float) -> None:
+        block = self._blocks[name]
+        self._blocks[name] = dataclasses.replace(block, center=(block.center[0], y))
+
+    def _span(self, chain: _Chain) -> int:
+        return len(self._between(chain))
+
+    def _between(self, chain: _Chain) -> range:
+        """Returns the columns that a chain passes."""
+        ends = [self._ranks[name] for name in chain.nodes]
+        first = self._ranks[chain.source] + 1 if chain.source else min(ends)
+        last = self._ranks[chain.target] - 1 if chain.target else max(ends)
+        return range(first, last + 1)
+
+    def _place_chain(self, chain: _Chain) -> None:
+        """Gives a chain its y, above or below what is there, and draws its arrows."""
+        columns = self._between(chain)
+        start = self._blocks[chain.source].center[1] if chain.source else 0.0
+        if chain.nodes:
+            blocks = [self._blocks[name] for name in chain.nodes]
+            above = max(self._top[c] for c in columns) + CLEAR + max(block.below for block in blocks)
+            below = min(self._bottom[c] for c in columns) - CLEAR - max(block.above for block in blocks)
+            y = above if abs(above - start) <= abs(below - start) else below
+            for name in chain.nodes:
+                self._move(name, y)
+                block, rank = self._blocks[name], self._ranks[name]
+                self._top[rank] = max(self._top[rank], y + block.above)
+                self._bottom[rank] = min(self._bottom[rank], y - block.below)
+        else:
+            end = self._blocks[chain.target].center[1]
+            merges = self._nodes[chain.target].merges
+            passed = [*columns, *([columns.stop] if merges and columns else [])]
+            free = max((self._top[c] for c in passed), default=-math.inf) + CLEAR
+            y = start if free <= start else free
+            if not columns:
+                y = end
+        for column in columns:
+            self._top[column] = max(self._top[column], y)
+            self._bottom[column] = min(self._bottom[column], y)
+        self._wire_chain(chain, y)
+
+    def _wire_chain(self, chain: _Chain, y: float) -> None:
+        first = chain.nodes[0] if chain.nodes else chain.target
+        if chain.source:
+            x, level = self._leaving(chain.source)
+            bend = x + GAP / 3
+            start = [(x, level), *([(bend, level), (bend, y)] if abs(level - y) > 1e-6 else [])]
+            if chain.nodes:
+                self._wires.append([*start, (self._arriving(first)[0], y)])
+            else:
+                self._wires.append([*start, *self._into(chain.target, y)])
+        if chain.nodes and chain.target:
+            self._wires.append([self._leaving(chain.nodes[-1]), *self._into(chain.target, y)])
+
+    def _into(self, target: str, y: float) -> list[Point]:
+        """Returns the corners by which an arrow at a height ends in a block: from the side, in a merge from above."""
+        block = self._blocks[target]
+        x, level = self._arriving(target)
+        if abs(y - level) < 1e-6:
+            return [(x, level)]
+        if block.node.merges:
+            return [(block.center[0], y), (block.center[0], level + math.copysign(MERGE / 2, y - level))]
+        bend = x - GAP / 3
+        return [(bend, y), (bend, level), (x, level)]
+
+    def _leaving(self, name: str) -> Point:
+        x, y = self._blocks[name].center
+        return x + self._blocks[name].width / 2 + self._blocks[name].shift / 2, y
+
+    def _arriving(self, name: str) -> Point:
+        x, y = self._blocks[name].center
+        return x - self._blocks[name].width / 2 - self._blocks[name].shift / 2, y
+
+    def _wire_ways(self, ways: Iterable[Sequence[str]]) -> None:
+        """Draws the arrows between neighbours that stand apart."""
+        for way in ways:
+            for source, target in itertools.pairwise(way):
+                (left, level), (right, y) = self._leaving(source), self._arriving(target)
+                if target in self._tight:
+                    continue
+                if abs(level - y) < 1e-6:
+                    self._wires.append([(left, level), (right, y)])
+                else:
+                    bend = left + GAP / 3
+                    self._wires.append([(left, level), (bend, level), (bend, y), (right, y)])
+
+    def _brackets(self) -> list[tuple[str, float, float]]:
+        """Returns the modules of more than one block, and how far each reaches."""
+        members: dict[str, list[Block]] = {}
+        for name, block in self._blocks.items():
+            module = name.rpartition("/")[0]
+            if module:
+                members.setdefault(module, []).append(block)
+        return [
+            (
+                module,
+                min(b.center[0] - max(b.half, b.shift + b.label_size[0] / 2) for b in blocks),
+                max(b.center[0] + b.half for b in blocks),
+            )
+            for module, blocks in members.items()
+        ]
+
+
+def operation(node: Node) -> str:
+    """Returns what makes a tensor, as a figure says it: `3×3 conv`; for a part a line a layer."""
+    if node.kind == PART:
+        lines = [f"{operation(each)}, {each.shape[-1]}" for each in node.inside if each.row and each.row.weights]
+        return "\n".join(lines if len(lines) <= 4 else [*lines[:3], f"… {len(lines)} layers"])
+    if node.kind == CUT:
+        return "regions"
+    if node.row is None or node.merges:
+        return ""
+    return _operation(node.row)
+
+
+def _operation(row: Row) -> str:
+    kind, _, rest = row.kind.partition(" ")
+    window = times(row.kernel).replace("x", TIMES)
+    stride = f" /{times(row.stride, square=True).replace('x', TIMES)}" if row.stride and max(row.stride) > 1 else ""
+    if "Pool" in kind:
+        return f"{window} {rest or 'avg'} pool{stride}".strip() if window else "avg pool"
+    if kind == "ConvTranspose":
+        return f"{window} up-conv{stride.replace('/', TIMES)}"
+    if kind in ("Upsample", "Unpool"):
+        return {"Upsample": f"{rest} up", "Unpool": "unpool"}[kind]
+    if kind in ("Dense", "SlidingDense"):
+        return f"{window} fc".strip()
+    if kind == "LocalResponseNorm":
+        return "LRN"
+    return f"{window} conv{stride}" if window else kind

@@ -115,6 +115,7 @@ class _Reader:
         self._leaves = {call.name for call in traced.calls if call.leaf}
         self._joins = {call.name for call in traced.calls if call.joins}
         self._nodes = {IMAGES: Node(IMAGES, IMAGES, traced.input_shape)}
+        self._owners: dict[str, str] = {}  # modules that give a merge beside another one
         self._running = ""  # the leaf whose equations these are
 
     def read(self) -> dict[str, Node]:
@@ -156,7 +157,10 @@ class _Reader:
             self._nodes[name] = Node(name, row.kind, row.output_shape or (), tuple(sorted(taken)), row)
             return frozenset([name])
         [*made] = sources
-        if name in self._joins and name not in self._nodes and len(made) == 1 and made[0].startswith("#"):
+        if name in self._joins and len(made) == 1 and made[0].startswith("#"):
+            if name in self._nodes:
+                self._owners[made[0]] = name
+                return sources
             node = self._nodes.pop(made[0])
             self._nodes[name] = dataclasses.replace(node, name=name, row=self._rows.get(name))
             return frozenset([name])
@@ -188,7 +192,7 @@ class _Reader:
                 taker = takers.get(name, "")
                 while taker.startswith("#"):
                     taker = takers.get(taker, "")
-                module = taker.rpartition("/")[0]
+                module = self._owners.get(name, taker.rpartition("/")[0])
                 number = next(
                     number
                     for number in itertools.count(1)

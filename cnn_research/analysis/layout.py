@@ -325,7 +325,7 @@ class _Plan:
         first = chain.nodes[0] if chain.nodes else chain.target
         if chain.source:
             x, level = self._leaving(chain.source)
-            bend = x + GAP / 3
+            bend = self._bend(chain.source)
             start = [(x, level), *([(bend, level), (bend, y)] if abs(level - y) > 1e-6 else [])]
             if chain.nodes:
                 self._wires.append([*start, (self._arriving(first)[0], y)])
@@ -349,6 +349,12 @@ class _Plan:
         x, y = self._blocks[name].center
         return x + self._blocks[name].width / 2 + self._blocks[name].shift / 2, y
 
+    def _bend(self, name: str) -> float:
+        """Returns where arrows turn that leave a block: beyond its label."""
+        block = self._blocks[name]
+        beyond = block.center[0] - block.shift + block.label_size[0] / 2 + 0.035
+        return max(self._leaving(name)[0] + GAP / 3, beyond)
+
     def _arriving(self, name: str) -> Point:
         x, y = self._blocks[name].center
         return x - self._blocks[name].width / 2 - self._blocks[name].shift / 2, y
@@ -363,7 +369,7 @@ class _Plan:
                 if abs(level - y) < 1e-6:
                     self._wires.append([(left, level), (right, y)])
                 else:
-                    bend = left + GAP / 3
+                    bend = self._bend(source)
                     self._wires.append([(left, level), (bend, level), (bend, y), (right, y)])
 
     def _brackets(self) -> list[tuple[str, float, float]]:

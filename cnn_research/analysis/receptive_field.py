@@ -259,8 +259,9 @@ def _pad(eqn: JaxprEqn, view: View, _: Sequence[int]) -> View:
 
 
 def _reduce(eqn: JaxprEqn, view: View, shape: Sequence[int]) -> View:
-    view = _span(view, shape, eqn.params["axes"])
-    return _moved(view, [jump for axis, jump in enumerate(view.jumps) if axis not in eqn.params["axes"]])
+    axes = [*map(int, eqn.params["axes"])]
+    view = _span(view, shape, axes)
+    return _moved(view, [jump for axis, jump in enumerate(view.jumps) if axis not in axes])
 
 
 def _reduce_window(eqn: JaxprEqn, view: View, _: Sequence[int]) -> View:

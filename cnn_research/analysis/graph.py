@@ -128,15 +128,15 @@ class _Reader:
         known = dict(zip(jaxpr.invars, arguments, strict=True))
 
         def sources(atoms: Iterable[Any]) -> list[Sources]:
-            return [known.get(atom, NOTHING) if _is_var(atom) else NOTHING for atom in atoms]
+            return [known.get(atom, NOTHING) if isinstance(atom, Var) else NOTHING for atom in atoms]
 
         for eqn in jaxpr.eqns:
             operands = sources(eqn.invars)
             if eqn.primitive.name == "name":
                 name = eqn.params["name"]
-                results = [self._named_array(name, *operands, _shape(eqn.outvars[0]))]
+                results = [self._named_array(name, operands[0], _shape(eqn.outvars[0]))]
                 if not name.startswith(INPUT):  # `taps.intermediates` gives what has no name yet
-                    known.update(zip(filter(_is_var, eqn.invars), results, strict=False))
+                    known.update({atom: results[0] for atom in eqn.invars if isinstance(atom, Var)})
             elif inner := inner_programs(eqn) if any(operands) else []:
                 ends = [self._walk(each, operands[len(operands) - len(each.invars) :]) for each in inner]
                 results = [NOTHING.union(*parts) for parts in zip(*ends, strict=True)]
@@ -209,10 +209,6 @@ class _Reader:
 
 def _join(module: str, name: str) -> str:
     return f"{module}/{name}" if module else name
-
-
-def _is_var(atom: Var | Literal) -> bool:
-    return isinstance(atom, Var)
 
 
 def _shape(atom: Var | Literal) -> tuple[int, ...]:

@@ -267,13 +267,13 @@ class _Plan:
 
     def _levels_of(self, main: Sequence[str]) -> dict[str, float]:
         """Returns the y of the blocks of the main way: that of their size where maps grow again."""
-        sizes = [size[0] if (size := maps(self._nodes[name])) else 0 for name in main]
-        grows = any(after > before > 0 for before, after in itertools.pairwise(sizes[1:]))
+        heights = [size[0] if (size := maps(self._nodes[name])) else 0 for name in main]
+        grows = any(after > before > 0 for before, after in itertools.pairwise(heights[1:]))
         cuts = any(node.kind == CUT for node in self._nodes.values())
         y, levels = 0.0, dict[str, float]()
-        for name, size in zip(main, sizes, strict=True):
-            if grows and not cuts and size:
-                y = -LEVEL * round(math.log2(self._largest / size))
+        for name, height in zip(main, heights, strict=True):
+            if grows and not cuts and height:
+                y = -LEVEL * round(math.log2(self._largest / height))
             levels[name] = y
         return levels
 

@@ -4,19 +4,24 @@ python -m experiments.compare --models=alexnet,vgg16,googlenet,resnet50 --batch_
 python -m experiments.compare --runs='runs/*' --out=compared
 python -m experiments.compare --runs=runs/seed0,runs/seed1 --similarity --out=compared
 
-`--out` gets `table.csv`, `charts.png` and `index.html`, one interactive page that needs no network; the table is printed
-too. A network's accuracy is what others have published of it on ImageNet, and marked so; a run's is its own. Of two
-runs it also says where they first part: config, examples, logged values, parameters. `--similarity` adds a map of how
-alike the layers of two runs (or of one) represent the same images: linear centered kernel alignment.
+`--out` gets `table.csv`, `charts.png` and `index.html`, one interactive page that needs no network; the table is
+printed too. A network's accuracy is what others have published of it on ImageNet, and marked so; a run's is its own.
+Of two runs it also says where they first part: config, examples, logged values, parameters. `--similarity` adds a map
+of how alike the layers of two runs (or of one) represent the same images: linear centered kernel alignment.
+`--receptive_fields` adds how much each pixel matters to a unit in the middle, beside what that sees at all.
 """
 
+import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
+from flax import linen as nn
 from tqdm import tqdm
 
 from cnn_research import analysis, models
@@ -31,11 +36,17 @@ from experiments.images import save
 from experiments.markdown import markdown_table
 from experiments.runs import find_runs
 
+if TYPE_CHECKING:
+    from cnn_research.analysis.comparison import Entry
+
+RANDOM_WEIGHTS = 4  # of a network, that its effective receptive fields are averaged over
+
 _MODELS = flags.DEFINE_list("models", [], "networks' names")
 _RUNS = flags.DEFINE_string("runs", "", "or runs' directories, as globs in quotes, with commas between")
 _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or latest, or best")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8"], "images a forward pass whose time is measured; '' is none")
 _SIMILARITY = flags.DEFINE_boolean("similarity", False, "draw how alike the layers of one or two runs are")
+_FIELDS = flags.DEFINE_boolean("receptive_fields", False, "draw effective receptive fields beside theoretical ones")
 _EXAMPLES = flags.DEFINE_integer("examples", 512, "images of the test split to tell that by, at most", lower_bound=4)
 _OUT = flags.DEFINE_string("out", "", "the folder for the table, the charts and the page")
 
@@ -79,16 +90,19 @@ def main() -> None:
         print("", *divergence.explain(first, second, order, analysis.load_run), sep="\n")
     if _SIMILARITY.value:
         draw_similarity(runs, out)
+    if _FIELDS.value:
+        draw_fields(runs, compared, out)
 
 
-def entries(runs: dict[str, analysis.Run], batch_sizes: list[int]) -> Iterator:
+def entries(runs: dict[str, analysis.Run], batch_sizes: Sequence[int]) -> "Iterator[Entry]":
     """Yields what is compared of each network or run."""
     from cnn_research.analysis.comparison import Entry, measure_latency
 
     for name, run in runs.items():
         shape, metric = run.program.image_shape, f"{run.config.data.test}/{run.task.primary_metric}"
         table = analysis.tabulate(run.model, shape, name)
-        measured = [record[metric] for record in (*run.metrics, run.result) if metric in record]
+        records = [record for record in (*run.metrics, run.result) if metric in record]
+        measured = [record[metric] for record in records if record["step"] == run.step]
         forward = _forward(run.model)
         latency = {size: measure_latency(forward, run.variables, shape, size) for size in batch_sizes}
         accuracy = float(measured[-1]) if measured else None
@@ -98,22 +112,20 @@ def entries(runs: dict[str, analysis.Run], batch_sizes: list[int]) -> Iterator:
         model, shape = models.create(name), models.input_shape(name)
         table = analysis.tabulate(model, shape, name)
         images = jax.ShapeDtypeStruct((1, *shape), "float32")
-        abstract = jax.eval_shape(
-            lambda rng, x, model=model: model.init(rng, x, train=False), jax.random.key(0), images
-        )
+        abstract = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
         # The time does not depend on the weights.
-        variables = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), abstract) if batch_sizes else {}
+        variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract) if batch_sizes else {}
         latency = {size: measure_latency(_forward(model), variables, shape, size) for size in batch_sizes}
         published = IMAGENET.get(name)
         source = f"published, ImageNet top-1: {published.source}" if published else ""
         yield Entry(name, table, published and published.top1, source, bool(published), latency)
 
 
-def _forward(model):
+def _forward(model: nn.Module) -> Callable[[Any, Any], Any]:
     return lambda variables, images: model.apply(variables, images, train=False)
 
 
-def table(compared: list) -> list[str]:
+def table(compared: "Sequence[Entry]") -> list[str]:
     """Returns the lines of the table: a row a network."""
     sizes = sorted({size for entry in compared for size in entry.latency})
     header = ["name", "accuracy", "M params", "G MACs", "MiB outputs", "% a M params"]
@@ -165,6 +177,27 @@ def draw_similarity(runs: dict[str, analysis.Run], out: epath.Path) -> None:
     )
     write_text(out / "similarity.csv", text.getvalue())
     print(f"\nsimilarity of {len(alike.rows)} and {len(alike.columns)} layers drawn into {out / 'similarity.png'}")
+
+
+def draw_fields(runs: dict[str, analysis.Run], compared: "Sequence[Entry]", out: epath.Path) -> None:
+    """Draws what matters to units of some layers: of runs with their weights, of networks with several random ones."""
+    from cnn_research.analysis import effective_field
+
+    found = {}
+    for entry in tqdm(compared, unit="network", disable=None, leave=False):
+        if run := runs.get(entry.name):
+            model, weights = run.model, iter([run.variables])
+        else:
+            model = models.create(entry.name)
+            init = jax.jit(functools.partial(model.init, train=False))
+            images = jnp.zeros((1, *entry.table.input_shape))
+            weights = (init(jax.random.key(seed), images) for seed in range(RANDOM_WEIGHTS))
+        found[entry.name] = effective_field.fields(model, entry.table, weights, jax.random.key(0))
+    drawn = {name: fields for name, fields in found.items() if fields}
+    if not drawn:
+        raise UserError("--receptive_fields: no layer of these networks gives maps")
+    save(effective_field.draw(drawn), out / "receptive_fields.png")
+    print(f"\nreceptive fields drawn into {out / 'receptive_fields.png'}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ Where objects or pixels have classes, a table of them comes first, and `--out=DI
 recall. `--cells=1` says that pixels of class 1 are the inside of cells, and adds the scores of membranes: the best Rand
 F-score over all thresholds, and the warping error.
 
-Other data than the run's: `--data`, `--split`, `--image_size`, or its own corrupted: `--corruption=gaussian_noise:3`, at
-a level from 1 to 5 of Hendrycks & Dietterich 2019. Other weights: `--weights`, which `experiments.weights` averages.
+Other data than the run's: `--data`, `--split`, `--image_size`; or its own, corrupted: `--corruption=gaussian_noise:3`,
+at a level from 1 to 5 of Hendrycks & Dietterich 2019. Other weights: `--weights`, which `experiments.weights` averages.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from cnn_research.analysis.figures import DPI, INK, LINES
 from cnn_research.analysis.table import Table
@@ -173,8 +173,12 @@ def _draw_throughput(axes: Axes, entries: Sequence[Entry]) -> None:
         speeds = [size / entry.latency[size] for size in sizes]
         axes.plot(sizes, speeds, marker="o", color=LINES[index % len(LINES)], label=entry.name)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({size for entry in entries for size in entry.latency}))
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("images in a batch", color=INK)
     axes.set_title("images a second", loc="left", size=10, weight="bold", color=INK)
     axes.legend(frameon=False, fontsize=8)

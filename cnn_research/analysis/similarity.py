@@ -72,6 +72,16 @@ def unbiased_hsic(first: Grams, second: Float[Array, "others examples examples"]
     return (traces + sums - crossed) / (count * (count - 3))
 
 
+@jax.jit
+def _terms(first: Grams, second: Float[Array, "others examples examples"]) -> tuple[Array, Array, Array]:
+    """Returns the HSIC of each two layers, and of each layer with itself."""
+
+    def own(grams: Grams) -> Float[Array, " layers"]:
+        return jax.vmap(lambda each: unbiased_hsic(each[None], each[None])[0, 0])(grams)
+
+    return unbiased_hsic(first, second), own(first), own(second)
+
+
 def minibatch_cka(
     batches: Iterable[tuple[Grams, Float[Array, "others examples examples"]]],
 ) -> Float[np.ndarray, "layers others"]:
@@ -87,9 +97,8 @@ def minibatch_cka(
     for first, second in batches:
         if first.shape[-1] < 4:
             raise UserError(f"a batch of {first.shape[-1]} examples is too small to compare layers; give 4 or more")
-        same = [jax.vmap(lambda each: unbiased_hsic(each[None], each[None])[0, 0])(grams) for grams in (first, second)]
-        new = jax.device_get([unbiased_hsic(first, second), *same])
-        sums = [np.add(a, b, dtype=np.float64) for a, b in zip(sums, new, strict=True)] if sums else new
+        new = jax.device_get(_terms(first, second))
+        sums = [np.add(a, b, dtype=np.float64) for a, b in zip(sums, new, strict=True)] if sums else [*new]
     if not sums:
         raise UserError("there are no examples to compare layers by")
     both, first_sums, second_sums = sums

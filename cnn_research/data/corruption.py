@@ -21,6 +21,7 @@ LEVELS = 5
 SMALL = 64  # pixels of the longer side, up to which the levels are CIFAR-10-C's
 
 Pixels = Float64[np.ndarray, "height width channels"]  # in 0..1
+Changed = Float64[np.ndarray, "height width *channels"]  # OpenCV drops the axis of one channel
 Draws = np.random.Generator
 
 
@@ -103,23 +104,23 @@ def corrupted(source: Source, corruption: Corruption) -> CorruptedSource:
     return CorruptedSource(**fields, corruption=corruption)
 
 
-def gaussian_noise(image: Pixels, deviation: float, draws: Draws) -> Pixels:
+def gaussian_noise(image: Pixels, deviation: float, draws: Draws) -> Changed:
     """Adds noise of a normal distribution."""
     return image + draws.normal(scale=deviation, size=image.shape)
 
 
-def shot_noise(image: Pixels, photons: float, draws: Draws) -> Pixels:
+def shot_noise(image: Pixels, photons: float, draws: Draws) -> Changed:
     """Counts photons, of which the brightest pixels get so many on average."""
     return draws.poisson(image * photons) / photons
 
 
-def gaussian_blur(image: Pixels, deviation: float, _: Draws) -> Pixels:
+def gaussian_blur(image: Pixels, deviation: float, _: Draws) -> Changed:
     """Blurs by a normal distribution, cut off at 4 deviations, with the borders' pixels beyond them."""
     reach = int(4 * deviation + 0.5)
     return cv2.GaussianBlur(image, (2 * reach + 1,) * 2, deviation, borderType=cv2.BORDER_REPLICATE)
 
 
-def defocus_blur(image: Pixels, option: tuple[float, float], _: Draws) -> Pixels:
+def defocus_blur(image: Pixels, option: tuple[float, float], _: Draws) -> Changed:
     """Blurs by a disk of a radius, whose border is blurred by a deviation."""
     radius, alias = option
     reach, size = (8, 3) if radius <= 8 else (int(radius), 5)
@@ -128,27 +129,27 @@ def defocus_blur(image: Pixels, option: tuple[float, float], _: Draws) -> Pixels
     return cv2.filter2D(image, -1, cv2.GaussianBlur(disk / disk.sum(), (size, size), alias))
 
 
-def brightness(image: Pixels, more: float, _: Draws) -> Pixels:
+def brightness(image: Pixels, more: float, _: Draws) -> Changed:
     """Adds to the value of each pixel's colour, the largest of its channels; hue and saturation stay."""
     value = image.max(-1, keepdims=True)
     factor = np.divide(np.clip(value + more, 0, 1), value, out=np.ones_like(value), where=value > 0)
     return np.where(value > 0, image * factor, more)
 
 
-def contrast(image: Pixels, factor: float, _: Draws) -> Pixels:
+def contrast(image: Pixels, factor: float, _: Draws) -> Changed:
     """Moves all values towards their channel's mean."""
     mean = image.mean((0, 1), keepdims=True)
     return (image - mean) * factor + mean
 
 
-def pixelate(image: Pixels, factor: float, _: Draws) -> Pixels:
+def pixelate(image: Pixels, factor: float, _: Draws) -> Changed:
     """Makes the image smaller, and large again with visible pixels."""
     height, width = image.shape[:2]
     small = cv2.resize(image, (max(1, int(width * factor)), max(1, int(height * factor))), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
-def jpeg(image: Pixels, quality: int, _: Draws) -> Pixels:
+def jpeg(image: Pixels, quality: int, _: Draws) -> Changed:
     """Stores the image as JPEG."""
     pixels = (image[..., ::-1] * 255 + 0.5).astype(np.uint8)  # BGR, as OpenCV stores colours
     stored = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
@@ -156,14 +157,14 @@ def jpeg(image: Pixels, quality: int, _: Draws) -> Pixels:
 
 
 # By name: the function, and its option at each level for photographs and for small images.
-CORRUPTIONS: dict[str, tuple[Callable[[Pixels, Any, Draws], Pixels], Sequence[Any], Sequence[Any]]] = {
+CORRUPTIONS: dict[str, tuple[Callable[[Pixels, Any, Draws], Changed], Sequence[Any], Sequence[Any]]] = {
     "gaussian_noise": (gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.06, 0.08, 0.09, 0.10)),
-    "shot_noise": (shot_noise, (60, 25, 12, 5, 3), (500, 250, 100, 75, 50)),
-    "gaussian_blur": (gaussian_blur, (1, 2, 3, 4, 6), (0.4, 0.6, 0.7, 0.8, 1)),
+    "shot_noise": (shot_noise, (60.0, 25.0, 12.0, 5.0, 3.0), (500.0, 250.0, 100.0, 75.0, 50.0)),
+    "gaussian_blur": (gaussian_blur, (1.0, 2.0, 3.0, 4.0, 6.0), (0.4, 0.6, 0.7, 0.8, 1.0)),
     "defocus_blur": (
         defocus_blur,
-        ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
-        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+        ((3.0, 0.1), (4.0, 0.5), (6.0, 0.5), (8.0, 0.5), (10.0, 0.5)),
+        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1)),
     ),
     "brightness": (brightness, (0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": (contrast, (0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15)),

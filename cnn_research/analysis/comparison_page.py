@@ -87,7 +87,7 @@ function draw() {
     dot.onmousemove = e => say(e.clientX, e.clientY);
     dot.onfocus = () => { const b = dot.getBoundingClientRect(); say(b.right, b.bottom); };
     dot.onmouseleave = dot.onblur = () => { tip.style.display = "none"; };
-    make("text", { x: sx.at(r[x]), y: sy.at(r[y]) - radius - 4, "text-anchor": "middle", "pointer-events": "none" }, r.name);
+    make("text", { x: sx.at(r[x]), y: sy.at(r[y]) + (rows.indexOf(r) % 2 ? radius + 13 : -radius - 4), "text-anchor": "middle", "pointer-events": "none" }, r.name);
   }
 }
 function fill(order) {

@@ -18,7 +18,7 @@ MARGIN = 0.2
 
 # Colours of what layers do, and what their kinds begin with.
 COLOURS = {
-    "image": ("#c9ced6", (IMAGES,)),
+    "input": ("#c9ced6", (IMAGES,)),
     "convolution": ("#f6c667", ("Conv", "PartialConv", "LocalConv", "DenseConv")),
     "pooling": ("#d96459", ("Pool", "TrainablePool", "AdaptiveAvgPool")),
     "normalization": ("#b39ddb", ("LocalResponseNorm", "Norm")),
@@ -55,7 +55,7 @@ def paint(graph: Graph, layout: Layout) -> Figure:
     legend_width = sum(0.32 + text_width(text) for text, _, _ in legend)
     left, bottom, right, top = layout.bounds
     bottom -= 0.3 if layout.brackets else 0.0
-    title_width = text_width(title, 12) + text_width(subtitle, 9) + 0.3
+    title_width = text_width(title, 12.0) + text_width(subtitle, 9.0) + 0.3
     width = max(right - left, legend_width, title_width) + 2 * MARGIN
     height = top - bottom + 0.75 + 2 * MARGIN
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -66,7 +66,7 @@ def paint(graph: Graph, layout: Layout) -> Figure:
     axes.set_axis_off()
     ceiling = bottom - MARGIN + height
     axes.text(origin, ceiling - 0.3, title, size=12, weight="bold", color=INK)
-    axes.text(origin + text_width(title, 12) * 1.15 + 0.12, ceiling - 0.3, subtitle, size=9, color=INK)
+    axes.text(origin + text_width(title, 12.0) * 1.15 + 0.12, ceiling - 0.3, subtitle, size=9, color=INK)
     x = origin
     for text, colour, kind in legend:
         _draw_key(axes, (x, ceiling - 0.58), colour, kind)

@@ -49,7 +49,8 @@ def influence(
 ) -> list[Float[Array, "height width"]]:
     """Returns how much each pixel matters to the unit in the middle of each layer.
 
-    It is the root of the mean square, over images and channels, of the gradient at the pixel. The unit is the sum over the layer's channels, as a gradient of 1 in each of them makes it.
+    It is the root of the mean square, over images and channels, of the gradient at the pixel. The unit is the sum over
+    the layer's channels, as a gradient of 1 in each of them makes it.
 
     Args:
       model: the network.

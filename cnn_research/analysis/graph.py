@@ -236,7 +236,7 @@ def _without_in_place(nodes: Mapping[str, Node], traced: Traced) -> dict[str, No
 
 
 def inside(graph: Graph, module: str) -> Graph:
-    """Returns what a module does: its nodes, and those beyond it that it takes.
+    """Returns what a module does: its rows of the table, its nodes, and those beyond it that it takes.
 
     Args:
       graph: of the network.
@@ -249,7 +249,8 @@ def inside(graph: Graph, module: str) -> Graph:
         for name, node in graph.nodes.items()
         if name in within or name in taken
     }
-    return Graph(graph.table, nodes)
+    rows = tuple(row for row in graph.table.rows if row.name == module or row.name.startswith(f"{module}/"))
+    return Graph(dataclasses.replace(graph.table, name=f"{graph.table.name} {module}", rows=rows), nodes)
 
 
 def folded(graph: Graph, depth: int) -> Graph:

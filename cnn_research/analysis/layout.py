@@ -152,7 +152,7 @@ class _Plan:
         for name, rank in self._ranks.items():
             self._columns[rank].append(name)
         self._upright = len(self._columns) <= UPRIGHT_COLUMNS
-        crowded = sum(len(column) > 2 for column in self._columns) > 2
+        crowded = max(map(len, self._columns)) > 2
         self._tallest = TALLEST[crowded]
         self._largest = max([max(size[:2]) for node in graph.nodes.values() if (size := maps(node))], default=1)
         self._blocks: dict[str, Block] = {}

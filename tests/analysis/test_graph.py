@@ -103,7 +103,7 @@ def test_folding_counts_equal_blocks(make):
     blocks = graph.folded(make("resnet18", stage_sizes=(3, 2, 2, 4)), 2).nodes
     assert {name: node.count for name, node in blocks.items() if node.kind == graph.PART} == {
         f"stage{stage}/block{block}": count
-        for stage, sizes in enumerate(((1, 2), (1, 1), (1, 1), (1, 3)), start=1)
+        for stage, sizes in enumerate(((3,), (1, 1), (1, 1), (1, 3)), start=1)
         for block, count in enumerate(sizes, start=1)
     }
     stages = graph.folded(make("resnet18"), 1).nodes
@@ -114,7 +114,8 @@ def test_folding_counts_equal_blocks(make):
 def test_the_inside_of_a_module(make):
     within = graph.inside(make("googlenet"), "inception_3a")
     assert next(iter(within.nodes)) == "pool2"
-    assert len(within.nodes) == 8
+    assert len(within.nodes) == 9  # six convolutions and a pooling, with what they take, and their concatenation
+    assert within.table.params == 163_696  # the course's
     assert not overlaps(lay_out(within))
 
 

@@ -55,7 +55,7 @@ def paint(graph: Graph, layout: Layout) -> Figure:
     legend_width = sum(0.32 + text_width(text) for text, _, _ in legend)
     left, bottom, right, top = layout.bounds
     bottom -= 0.3 if layout.brackets else 0.0
-    title_width = text_width(title, 12.0) + text_width(subtitle, 9.0) + 0.3
+    title_width = text_width(title, 12.0, "bold") + text_width(subtitle, 9.0) + 0.3
     width = max(right - left, legend_width, title_width) + 2 * MARGIN
     height = top - bottom + 0.75 + 2 * MARGIN
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -66,7 +66,7 @@ def paint(graph: Graph, layout: Layout) -> Figure:
     axes.set_axis_off()
     ceiling = bottom - MARGIN + height
     axes.text(origin, ceiling - 0.3, title, size=12, weight="bold", color=INK)
-    axes.text(origin + text_width(title, 12.0) * 1.15 + 0.12, ceiling - 0.3, subtitle, size=9, color=INK)
+    axes.text(origin + text_width(title, 12.0, "bold") + 0.15, ceiling - 0.3, subtitle, size=9, color=INK)
     x = origin
     for text, colour, kind in legend:
         _draw_key(axes, (x, ceiling - 0.58), colour, kind)
@@ -157,10 +157,9 @@ def _draw_block(axes: Axes, block: Block) -> None:
             _draw_cuboid(axes, right - min(0.05, block.width / 3), right, low, high, shift, BAND)
     bottom = y - block.above - block.drop - 0.05
     aside = ASIDE if node.merges else 0.0
-    for index, line in enumerate(block.label):
-        style: dict[str, Any] = {"size": FONT_SIZE, "color": INK, "va": "top"}
+    for index, (line, weight) in enumerate(zip(block.label, block.weights, strict=True)):
+        style: dict[str, Any] = {"size": FONT_SIZE, "color": INK, "va": "top", "weight": weight}
         if block.upright:
-            style |= {"weight": "bold" if index == 0 and not node.merges else "normal"}
             axes.text(x - shift + aside, bottom - LINE * index, line, ha="left" if aside else "center", **style)
         else:
             middle = x + aside + LINE * len(block.label) / 2 if aside else x - shift

@@ -62,9 +62,20 @@ class Block:
         return self.width / 2 + self.shift
 
     @property
+    def weights(self) -> tuple[str, ...]:
+        """The fonts' weight of the label's lines: horizontal names are bold."""
+        first = "bold" if self.upright and not self.node.merges else "normal"
+        return (first, *["normal"] * (len(self.label) - 1))
+
+    @property
+    def reach(self) -> float:
+        """From the center to where arrows leave and arrive at its height."""
+        return self.width / 2 + min(self.shift, self.height / 2)
+
+    @property
     def label_size(self) -> Point:
         """Width and height of the label; that of a merge stands to the right of what comes from below."""
-        long = max(map(text_width, self.label))
+        long = max(text_width(line, weight=weight) for line, weight in zip(self.label, self.weights, strict=True))
         across = LINE * len(self.label)
         width, height = (long, across) if self.upright else (across, long)
         return (2 * (width + ASIDE) if self.node.merges else width), height
@@ -98,14 +109,16 @@ class Layout:
 
 
 @functools.cache
-def text_width(text: str, size: float = FONT_SIZE) -> float:
+def text_width(text: str, size: float = FONT_SIZE, weight: str = "normal") -> float:
     """Returns the width of a line in inches.
 
     Args:
       text: of the line.
       size: of the font, in points.
+      weight: of the font, normal or bold.
     """
-    return float(TextPath((0, 0), text or " ", size=size, prop=FontProperties()).get_extents().width) / 72
+    path = TextPath((0, 0), text or " ", size=size, prop=FontProperties(weight=weight))
+    return float(path.get_extents().width) / 72
 
 
 def maps(node: Node) -> tuple[int, int, int] | None:
@@ -347,7 +360,7 @@ class _Plan:
 
     def _leaving(self, name: str) -> Point:
         x, y = self._blocks[name].center
-        return x + self._blocks[name].width / 2 + self._blocks[name].shift / 2, y
+        return x + self._blocks[name].reach, y
 
     def _bend(self, name: str) -> float:
         """Returns where arrows turn that leave a block: beyond its label."""
@@ -357,7 +370,7 @@ class _Plan:
 
     def _arriving(self, name: str) -> Point:
         x, y = self._blocks[name].center
-        return x - self._blocks[name].width / 2 - self._blocks[name].shift / 2, y
+        return x - self._blocks[name].reach, y
 
     def _wire_ways(self, ways: Iterable[Sequence[str]]) -> None:
         """Draws the arrows between neighbours that stand apart."""

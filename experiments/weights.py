@@ -36,10 +36,10 @@ _LAYOUT = flags.DEFINE_enum("layout", "own", ("own", "torch"), "names and order 
 def main() -> None:
     """Does what the flags ask for."""
     command_line.require("workdir")
-    if not (_PARAMS.value or _COMPARE.value or _OUT.value):
-        raise UserError("give --params=REGEX, --compare=STEP or --out=FILE.safetensors")
     if _AVERAGE.value and not _OUT.value:
         raise UserError("--average needs a file; give --out=mean.safetensors")
+    if not (_PARAMS.value or _COMPARE.value or _OUT.value):
+        raise UserError("give --params=REGEX, --compare=STEP or --out=FILE.safetensors")
     if _OUT.value and not _OUT.value.endswith(".safetensors"):
         raise UserError(f"--out={_OUT.value}: the file's name ends in .safetensors")
     run = analysis.load_run(_WORKDIR.value, _STEP.value)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
@@ -143,8 +144,15 @@ def _circles(axes: Axes, entries: Sequence[Entry], heights: Sequence[float]) -> 
                       ha="center", va="center")  # fmt: skip
     axes.set_xscale("log")
     axes.margins(0.18)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _plain_numbers(axes.xaxis)
     axes.set_xlabel("G multiply-adds, an image", color=INK)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Gives a logarithmic axis numbers as people write them."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_accuracy(axes: Axes, entries: Sequence[Entry]) -> None:
@@ -158,6 +166,7 @@ def _draw_accuracy(axes: Axes, entries: Sequence[Entry]) -> None:
 def _draw_costs(axes: Axes, entries: Sequence[Entry]) -> None:
     _circles(axes, entries, [entry.table.activation_bytes / 2**20 for entry in entries])
     axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
     axes.set_title("MiB of outputs (circles: parameters)", loc="left", size=10, weight="bold", color=INK)
 
 
@@ -175,10 +184,8 @@ def _draw_throughput(axes: Axes, entries: Sequence[Entry]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted({size for entry in entries for size in entry.latency}))
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _plain_numbers(axes.yaxis)
     axes.set_xlabel("images in a batch", color=INK)
     axes.set_title("images a second", loc="left", size=10, weight="bold", color=INK)
     axes.legend(frameon=False, fontsize=8)

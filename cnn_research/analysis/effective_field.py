@@ -76,8 +76,9 @@ def shown_rows(table: Table, count: int = 4) -> list[Row]:
       count: how many at most.
     """
     rows = [row for row in table.rows if len(row.output_shape or ()) == 3 and row.jump and row.receptive_field]
-    last = {row.jump: row for row in rows if row.output_shape and max(row.output_shape[:2]) > 1}
-    chosen = [*last.values()]
+    rows = [row for row in rows if row.output_shape and max(row.output_shape[:2]) > 1]
+    last = {row.jump: index for index, row in enumerate(rows)}
+    chosen = [rows[index] for index in sorted(last.values())]
     places = np.linspace(0, len(chosen) - 1, min(count, len(chosen))).round().astype(int)
     return [chosen[place] for place in places]
 
@@ -120,7 +121,7 @@ def _window(row: Row) -> tuple[float, float, float, float]:
 
 
 def draw(found: Mapping[str, Sequence[Field]]) -> Figure:
-    """Draws fields, a row of panels a network: in bright what matters, in a frame what is seen at all.
+    """Draws fields, a row of panels a network: bright is what matters, framed what is seen at all if that is smaller.
 
     Args:
       found: fields of layers by the networks' names.

@@ -1,6 +1,7 @@
 """A network becomes a graph of its layers: what each takes from where, read from the traced program."""
 
 import dataclasses
+import graphlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -272,27 +273,13 @@ def folded(graph: Graph, depth: int) -> Graph:
             nodes[part] = dataclasses.replace(members[0], name=part, inputs=tuple(inputs))
         else:
             nodes[part] = Node(part, PART, members[-1].shape, tuple(inputs), inside=tuple(members))
-    return _runs(Graph(graph.table, _sorted(nodes)))
+    order = graphlib.TopologicalSorter({name: node.inputs for name, node in nodes.items()}).static_order()
+    return _runs(Graph(graph.table, {name: nodes[name] for name in order}))
 
 
 def _part(name: str, depth: int) -> str:
     names = name.split("/")
     return name if len(names) <= depth else "/".join(names[:depth])
-
-
-def _sorted(nodes: Mapping[str, Node]) -> dict[str, Node]:
-    """Returns the nodes, each after those that it takes."""
-    done: dict[str, Node] = {}
-
-    def add(name: str) -> None:
-        if name not in done:
-            for source in nodes[name].inputs:
-                add(source)
-            done[name] = nodes[name]
-
-    for name in nodes:
-        add(name)
-    return done
 
 
 def _runs(graph: Graph) -> Graph:

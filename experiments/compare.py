@@ -87,7 +87,7 @@ def main() -> None:
     if len(runs) == 2:
         first, second = runs.values()
         order = [row.name for row in compared[0].table.rows]
-        print("", *divergence.explain(first, second, order, analysis.load_run), sep="\n")
+        print("", *divergence.explain(first, second, order), sep="\n")
     if _SIMILARITY.value:
         draw_similarity(runs, out)
     if _FIELDS.value:

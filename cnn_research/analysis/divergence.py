@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from cnn_research.analysis.run import Run
+from cnn_research.analysis.run import Run, load_run
 from cnn_research.analysis.weights import layer_distances
 from cnn_research.data.order import Shuffled
 from cnn_research.errors import UserError
@@ -17,7 +17,7 @@ from cnn_research.training.checkpoints import Checkpoints
 OF_THE_CLOCK = ("seconds", "time", "images_per_second")
 
 # What of a config says which examples a step sees.
-EXAMPLES = ("data.name", "data.train", "data.data_dir")
+EXAMPLES = ("data.name", "data.train")
 
 
 class Logged(NamedTuple):
@@ -103,14 +103,13 @@ def first_layer(order: Sequence[str], first: Mapping[str, Any], second: Mapping[
     return min(differing, key=lambda layer: place.get(layer, len(place)), default=None)
 
 
-def explain(first: Run, second: Run, order: Sequence[str], load: Any) -> list[str]:
+def explain(first: Run, second: Run, order: Sequence[str]) -> list[str]:
     """Returns where two runs first part, a line each: config, examples, what they logged, parameters.
 
     Args:
       first: a run.
       second: another.
       order: names of the layers as the first network runs them.
-      load: gives a run of a step, as `load_run` does.
     """
     fields = configs.differences(first.config, second.config)
     lines = [f"config: {field} is {ours!r} and {theirs!r}" for field, (ours, theirs) in fields.items()]
@@ -132,7 +131,7 @@ def explain(first: Run, second: Run, order: Sequence[str], load: Any) -> list[st
     if step is None:
         return [*lines, "parameters: no step has a checkpoint in both"]
     try:
-        layer = first_layer(order, *(load(run.workdir, step).variables for run in (first, second)))
+        layer = first_layer(order, *(load_run(run.workdir, step).variables for run in (first, second)))
     except UserError as error:
         return [*lines, f"parameters: {error}"]
     return [*lines, f"parameters at step {step}: " + (f"{layer} is the first that differs" if layer else "the same")]

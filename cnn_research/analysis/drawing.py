@@ -9,9 +9,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
 
+from cnn_research.analysis.blocks import ASIDE, FONT_SIZE, LINE, Block, Point, text_width
 from cnn_research.analysis.figures import DPI, INK
 from cnn_research.analysis.graph import ADD, CONCAT, CUT, IMAGES, MULTIPLY, PART, Graph, Node, fitted, folded
-from cnn_research.analysis.layout import ASIDE, FONT_SIZE, LINE, Block, Layout, Point, lay_out, text_width
+from cnn_research.analysis.layout import Layout, lay_out
 
 COLUMNS, LANES = 45, 7  # what fits on a page
 MARGIN = 0.2

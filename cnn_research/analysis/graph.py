@@ -116,7 +116,7 @@ class _Reader:
         self._leaves = {call.name for call in traced.calls if call.leaf}
         self._joins = {call.name for call in traced.calls if call.joins}
         self._nodes = {IMAGES: Node(IMAGES, IMAGES, traced.input_shape)}
-        self._owners: dict[str, str] = {}  # modules that give a merge beside another one
+        self._given: dict[str, str] = {}  # the modules that give merges
         self._running = ""  # the leaf whose equations these are
 
     def read(self) -> dict[str, Node]:
@@ -153,19 +153,17 @@ class _Reader:
             return sources if len(sources) < 2 else self._merge(CUT, sources, shape)
         self._running = ""
         if name in self._leaves:
-            taken = dict.fromkeys((*self._nodes[name].inputs, *sorted(sources)) if name in self._nodes else sources)
+            earlier = self._nodes[name].inputs if name in self._nodes else ()  # where it gives more than one array
             row = self._rows[name]
-            self._nodes[name] = Node(name, row.kind, row.output_shape or (), tuple(sorted(taken)), row)
+            inputs = self._ordered(sources.union(earlier))
+            self._nodes[name] = Node(name, row.kind, row.output_shape or (), inputs, row)
             return frozenset([name])
-        [*made] = sources
-        if name in self._joins and len(made) == 1 and made[0].startswith("#"):
-            if name in self._nodes:
-                self._owners[made[0]] = name
-                return sources
-            node = self._nodes.pop(made[0])
-            self._nodes[name] = dataclasses.replace(node, name=name, row=self._rows.get(name))
-            return frozenset([name])
+        if name in self._joins and len(sources) == 1:
+            self._given.setdefault(*sources, name)
         return sources
+
+    def _ordered(self, sources: Sources) -> tuple[str, ...]:
+        return tuple(name for name in self._nodes if name in sources)
 
     def _result(self, eqn: JaxprEqn, operands: Sequence[Sources]) -> Sources:
         """Returns what the results of an equation are made of; whole tensors that meet in it are a node."""
@@ -179,30 +177,33 @@ class _Reader:
 
     def _merge(self, kind: str, sources: Sources, shape: tuple[int, ...]) -> Sources:
         name = f"#{len(self._nodes)}"  # until it is known which module's it is
-        order = [*self._nodes]
-        inputs = tuple(sorted(sources, key=order.index))
-        self._nodes[name] = Node(name, kind, shape[1:] if shape[:1] == (1,) else shape, inputs)
+        self._nodes[name] = Node(name, kind, shape[1:] if shape[:1] == (1,) else shape, self._ordered(sources))
         return frozenset([name])
 
     def _named(self) -> dict[str, Node]:
-        """Returns the nodes with names for the merges, each of the module whose layer takes it first."""
-        names: dict[str, str] = {}
+        """Returns the nodes with names for the merges: of the module that gives it, or in that whose layer takes it."""
         takers = {source: node.name for node in reversed(self._nodes.values()) for source in node.inputs}
+        names: dict[str, str] = {}
+        taken = {*self._nodes}
         for name, node in self._nodes.items():
-            if name.startswith("#"):
-                taker = takers.get(name, "")
-                while taker.startswith("#"):
-                    taker = takers.get(taker, "")
-                module = self._owners.get(name, taker.rpartition("/")[0])
-                number = next(
-                    number
-                    for number in itertools.count(1)
-                    if _join(module, f"{node.kind}{number}") not in {*names.values(), *self._nodes}
-                )
-                names[name] = _join(module, f"{node.kind}{number}")
+            if not name.startswith("#"):
+                continue
+            taker = takers.get(name, "")
+            while taker.startswith("#"):
+                taker = takers.get(taker, "")
+            given = self._given.get(name, "")
+            stem = _join(given or taker.rpartition("/")[0], node.kind)
+            numbered = (f"{stem}{number}" for number in itertools.count(1))
+            names[name] = (
+                given if given and given not in taken else next(each for each in numbered if each not in taken)
+            )
+            taken.add(names[name])
         return {
             names.get(name, name): dataclasses.replace(
-                node, name=names.get(name, name), inputs=tuple(names.get(source, source) for source in node.inputs)
+                node,
+                name=names.get(name, name),
+                inputs=tuple(names.get(source, source) for source in node.inputs),
+                row=node.row or self._rows.get(names.get(name, "")),
             )
             for name, node in self._nodes.items()
         }

@@ -5,90 +5,19 @@ levels are the maps' sizes; branches and skips run beside it, as near as what is
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from cnn_research.analysis.blocks import MERGE, Block, Point, make_block, maps
+from cnn_research.analysis.graph import CUT, IMAGES, PART, Graph
 
-from cnn_research.analysis.graph import CUT, IMAGES, PART, Graph, Node
-from cnn_research.analysis.table import Row, times
-
-TIMES = "\N{MULTIPLICATION SIGN}"
-FONT_SIZE = 7.5  # points
-LINE = 0.135  # between the base lines of a label
 TALLEST = (1.5, 0.85)  # the largest maps, in networks without and with many branches
-SHEAR = 0.16  # of a block's depth, to each side
 GAP = 0.34  # between blocks that arrows join
 TIGHT = 0.03  # between blocks that follow each other at one size
 LEVEL = 0.6  # from one size of maps to the next, in a U
 CLEAR = 0.14  # between rows
-ASIDE = 0.06  # from the middle of a merge to its label
-MERGE = 0.22  # diameter of the sign for a merge
 UPRIGHT_COLUMNS = 14  # up to so many columns labels are horizontal
-
-Point = tuple[float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A tensor in the picture.
-
-    Attributes:
-      node: that it stands for.
-      center: of its front face and its back face.
-      width: of the front face: by the number of channels.
-      height: by the height of the maps, or of a vector by its length.
-      shift: of the front face to the lower left and of the back face to the upper right: by the width of the maps.
-      label: lines below it.
-      upright: whether these are horizontal.
-      drop: how much lower the label stands than right below the block.
-    """
-
-    node: Node
-    center: Point
-    width: float
-    height: float
-    shift: float
-    label: tuple[str, ...]
-    upright: bool
-    drop: float = 0.0
-
-    @property
-    def half(self) -> float:
-        """From the center to its left and right end."""
-        return self.width / 2 + self.shift
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """The fonts' weight of the label's lines: horizontal names are bold."""
-        first = "bold" if self.upright and not self.node.merges else "normal"
-        return (first, *["normal"] * (len(self.label) - 1))
-
-    @property
-    def reach(self) -> float:
-        """From the center to where arrows leave and arrive at its height."""
-        return self.width / 2 + min(self.shift, self.height / 2)
-
-    @property
-    def label_size(self) -> Point:
-        """Width and height of the label; that of a merge stands to the right of what comes from below."""
-        long = max(text_width(line, weight=weight) for line, weight in zip(self.label, self.weights, strict=True))
-        across = LINE * len(self.label)
-        width, height = (long, across) if self.upright else (across, long)
-        return (2 * (width + ASIDE) if self.node.merges else width), height
-
-    @property
-    def above(self) -> float:
-        """From the center to its upper end."""
-        return self.height / 2 + self.shift
-
-    @property
-    def below(self) -> float:
-        """From the center to the lower end of its label."""
-        return self.above + self.drop + 0.05 + self.label_size[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,27 +35,6 @@ class Layout:
     wires: list[list[Point]]
     brackets: list[tuple[str, float, float]]
     bounds: tuple[float, float, float, float]
-
-
-@functools.cache
-def text_width(text: str, size: float = FONT_SIZE, weight: str = "normal") -> float:
-    """Returns the width of a line in inches.
-
-    Args:
-      text: of the line.
-      size: of the font, in points.
-      weight: of the font, normal or bold.
-    """
-    path = TextPath((0, 0), text or " ", size=size, prop=FontProperties(weight=weight))
-    return float(path.get_extents().width) / 72
-
-
-def maps(node: Node) -> tuple[int, int, int] | None:
-    """Returns (height, width, channels) of a node's maps; None where it is a vector."""
-    if len(node.shape) < 3 or max(node.shape[-3:-1]) == 1:
-        return None
-    height, width, channels = node.shape[-3:]
-    return height, width, channels
 
 
 def lay_out(graph: Graph) -> Layout:
@@ -178,7 +86,7 @@ class _Plan:
         chains = self._chains(main)
         self._levels = self._levels_of(main)
         for name, node in self._nodes.items():
-            self._blocks[name] = self._block(node)
+            self._blocks[name] = make_block(node, self._tallest, self._largest, self._upright)
         self._place_columns()
         self._top = [max([b.center[1] + b.above for b in self._column(c, main)], default=0) for c in self._columns]
         self._bottom = [min([b.center[1] - b.below for b in self._column(c, main)], default=0) for c in self._columns]
@@ -190,31 +98,6 @@ class _Plan:
         right = max(max(b.center[0] + b.half, b.center[0] - b.shift + b.label_size[0] / 2) for b in ordered)
         bounds = left, min(self._bottom), right, max(self._top)
         return Layout({block.node.name: block for block in ordered}, self._wires, self._brackets(), bounds)
-
-    def _block(self, node: Node) -> Block:
-        size, width, shift = maps(node), MERGE, 0.0
-        if node.merges:
-            height = MERGE
-        elif size:
-            height = self._tallest * max(0.02, size[0] / self._largest) ** 0.6
-            shift = SHEAR * self._tallest * max(0.02, size[1] / self._largest) ** 0.6
-            width = 0.05 + 0.033 * math.log2(1 + size[2])
-        else:
-            height, width, shift = 0.15 + 0.1 * math.log2(1 + node.shape[-1]) * self._tallest / TALLEST[0], 0.12, 0.03
-        return Block(node, (0.0, 0.0), width, height, shift, self._label(node), self._upright)
-
-    def _label(self, node: Node) -> tuple[str, ...]:
-        name = node.name.rpartition("/")[2] + (f" and {node.count - 1} more" if node.count > 1 else "")
-        size = times(node.shape).replace("x", TIMES)
-        what = operation(node)
-        if node.merges:
-            named = not name.startswith(node.kind) or node.kind == CUT
-            lines = [what if node.kind == CUT else name] * named + [size]
-        elif self._upright or node.kind == PART:
-            lines = [name, *filter(None, what.split("\n")), size]
-        else:
-            lines = [f"{name}  {what}".rstrip(), size]
-        return tuple(lines)
 
     def _place_columns(self) -> None:
         """Gives each column its x, and the blocks of the main way their y."""
@@ -400,32 +283,3 @@ class _Plan:
             )
             for module, blocks in members.items()
         ]
-
-
-def operation(node: Node) -> str:
-    """Returns what makes a tensor, as a figure says it: `3×3 conv`; for a part a line a layer."""
-    if node.kind == PART:
-        lines = [f"{operation(each)}, {each.shape[-1]}" for each in node.inside if each.row and each.row.weights]
-        return "\n".join(lines if len(lines) <= 4 else [*lines[:3], f"… {len(lines)} layers"])
-    if node.kind == CUT:
-        return "regions"
-    if node.row is None or node.merges:
-        return ""
-    return _operation(node.row)
-
-
-def _operation(row: Row) -> str:
-    kind, _, rest = row.kind.partition(" ")
-    window = times(row.kernel).replace("x", TIMES)
-    stride = f" /{times(row.stride, square=True).replace('x', TIMES)}" if row.stride and max(row.stride) > 1 else ""
-    if "Pool" in kind:
-        return f"{window} {rest or 'avg'} pool{stride}".strip() if window else "avg pool"
-    if kind == "ConvTranspose":
-        return f"{window} up-conv{stride.replace('/', TIMES)}"
-    if kind in ("Upsample", "Unpool"):
-        return {"Upsample": f"{rest} up", "Unpool": "unpool"}[kind]
-    if kind in ("Dense", "SlidingDense"):
-        return f"{window} fc".strip()
-    if kind == "LocalResponseNorm":
-        return "LRN"
-    return f"{window} conv{stride}" if window else kind

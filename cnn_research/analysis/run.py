@@ -192,7 +192,8 @@ class Run:
         given = safetensors.load(path)
         if faults := differences(*(flatten_dict(each, sep="/") for each in (self.variables, given))):
             raise UserError(f"{path} does not fit the run's network: {faults}")
-        return dataclasses.replace(self, variables=jax.device_put(given))
+        variables = jax.tree.map(lambda ours, theirs: jnp.asarray(theirs, ours.dtype), self.variables, given)
+        return dataclasses.replace(self, variables=variables)
 
     def open_split(self, split: str = "") -> Source:
         """Opens a split of the run's data, with its images corrupted where the run says so.

@@ -36,10 +36,6 @@ class Corruption(NamedTuple):
     kind: str
     level: int
 
-    def __str__(self) -> str:
-        """Returns `gaussian_noise:3`."""
-        return f"{self.kind}:{self.level}"
-
     def __call__(self, image: UInt8[np.ndarray, "height width channels"], index: int) -> UInt8[np.ndarray, "_ _ _"]:
         """Returns a corrupted image.
 

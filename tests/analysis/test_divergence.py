@@ -77,7 +77,8 @@ def test_a_line_for_each_way_to_part(config, monkeypatch):
     ]
     variables = {"a": {"params": {"C1": {"kernel": np.ones(2)}}}, "b": {"params": {"C1": {"kernel": np.zeros(2)}}}}
     monkeypatch.setattr(divergence, "common_step", lambda *_: 10)
-    lines = divergence.explain(*runs, ["C1"], lambda name, step: SimpleNamespace(variables=variables[name.name]))
+    monkeypatch.setattr(divergence, "load_run", lambda path, step: SimpleNamespace(variables=variables[path.name]))
+    lines = divergence.explain(*runs, ["C1"])
     assert lines == [
         "config: optimizer.learning_rate is 0.1 and 0.2",
         "examples: the same in all 8 steps",

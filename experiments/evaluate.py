@@ -6,10 +6,16 @@ Where objects or pixels have classes, a table of them comes first, and `--out=DI
 `worst.png`: the images with the lowest mean IoU, or the lowest AP50. Objects also get `curves.png`, precision against
 recall. `--cells=1` says that pixels of class 1 are the inside of cells, and adds the scores of membranes: the best Rand
 F-score over all thresholds, and the warping error.
+
+Other data than the run's: `--data`, `--split`, `--image_size`; or its own, corrupted: `--corruption=gaussian_noise:3`,
+at a level from 1 to 5 of Hendrycks & Dietterich 2019. Other weights: `--weights`, which `experiments.weights` averages.
 """
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,13 +23,13 @@ from absl import flags
 from etils import epath
 
 from cnn_research import analysis
+from cnn_research.data.corruption import CORRUPTIONS, parse_corruption
 from cnn_research.data.images import decode, decode_mask
 from cnn_research.errors import UserError
 from cnn_research.metrics import membranes
 from cnn_research.metrics import segmentation as metrics
 from cnn_research.metrics.records import Record
 from cnn_research.tasks.average_precision import AveragePrecision
-from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import mask_spec
 from experiments import command_line, processes
 from experiments.images import save
@@ -32,6 +38,13 @@ from experiments.markdown import markdown_table
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
 _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or latest, or best")
 _SPLIT = flags.DEFINE_string("split", "", "with TFDS's slicing, such as train[:10%]; the run's test split unless given")
+_DATA = flags.DEFINE_string("data", "", "another data set with the same classes; the run's unless given")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "the folder of data sets; those that are searched unless given")
+_IMAGE_SIZE = flags.DEFINE_string("image_size", "", "height,width that images are brought to; the run's unless given")
+_CORRUPTION = flags.DEFINE_string(
+    "corruption", "", f"what is done to the images, and its level: {', '.join(CORRUPTIONS)}, as gaussian_noise:3"
+)
+_WEIGHTS = flags.DEFINE_string("weights", "", "a .safetensors file with weights; the checkpoint's unless given")
 _OUT = flags.DEFINE_string("out", "", "segmentation, detection: the folder for the table and the worst images")
 _SCORE = flags.DEFINE_float("score", 0.3, "detection: the least score of what is drawn into worst.png")
 _WORST = flags.DEFINE_integer("worst", 8, "images in worst.png", lower_bound=1)
@@ -46,7 +59,7 @@ def main() -> None:
     """Evaluates and prints the metrics as one JSON object."""
     command_line.require("workdir")
     processes.join()
-    run = analysis.load_run(_WORKDIR.value, _STEP.value)
+    run = make_run()
     dense = run.config.task == "segmentation"
     for flag, given, fits in (
         ("--out", _OUT.value, dense or isinstance(run.task, AveragePrecision)),
@@ -69,7 +82,25 @@ def main() -> None:
             draw_worst(run, split, epath.Path(_OUT.value) / "worst.png")
         if _CELLS.value >= 0:
             values |= cell_scores(run, split)
-    print(json.dumps({"step": run.step, **{f"{split}/{name}": value for name, value in values.items()}}))
+    flags_given = {"weights": _WEIGHTS, "data": _DATA, "image_size": _IMAGE_SIZE, "corruption": _CORRUPTION}
+    changed = {name: flag.value for name, flag in flags_given.items() if flag.value}
+    print(json.dumps({"step": run.step, **changed, **{f"{split}/{name}": value for name, value in values.items()}}))
+
+
+def make_run() -> analysis.Run:
+    """Returns the run with the weights and the data that the flags ask for."""
+    corruption = parse_corruption(_CORRUPTION.value) if _CORRUPTION.value else None
+    if not re.fullmatch(r"([1-9]\d*,[1-9]\d*)?", _IMAGE_SIZE.value):
+        raise UserError(f"--image_size={_IMAGE_SIZE.value} is no height,width; write 64,64")
+    run = analysis.load_run(_WORKDIR.value, _STEP.value)
+    if _WEIGHTS.value:
+        run = run.with_weights(_WEIGHTS.value)
+    data: dict[str, Any] = {"name": _DATA.value, "data_dir": _DATA_DIR.value}
+    if _IMAGE_SIZE.value:
+        data["image_size"] = tuple(map(int, _IMAGE_SIZE.value.split(",")))
+    if data := {field: value for field, value in data.items() if value}:
+        run = run.with_data(**data)
+    return dataclasses.replace(run, corruption=corruption)
 
 
 def show_table(lines: list[str]) -> None:
@@ -117,7 +148,7 @@ def draw_objects(
     save(boxes.precision_recall(curves), out / "curves.png")
     scores = np.array([task.of_voc([record])["mean"] for record in measured])  # NaN, which is last, without objects
     worst = np.argsort(scores, kind="stable")[: _WORST.value].tolist()
-    source = open_split(run.config, split)
+    source = run.open_split(split)
     images, found, true = [], [], []
     for index, example in zip(worst, source.read(worst), strict=True):
         image, record = decode(example["image"], run.config.data.channels), measured[index]
@@ -134,7 +165,7 @@ def draw_objects(
 
 def segmented(run: analysis.Run, split: str) -> Iterator[Segmented]:
     """Yields a split's images with what is true and what is said of their pixels, at their own size."""
-    source, masks = open_split(run.config, split), mask_spec(run.config)
+    source, masks = run.open_split(split), mask_spec(run.config)
     assert masks
     for begin in range(0, len(source), CHUNK):
         examples = list(source.read(range(begin, min(begin + CHUNK, len(source))), masks.feature))

@@ -8,7 +8,6 @@ along both diagonals. Consistency is the share of images whose predicted class s
 """
 
 import csv
-import glob
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from cnn_research.ops.padding import MODES
 from cnn_research.training.writers import write_text
 from experiments import command_line
 from experiments.markdown import markdown_table
+from experiments.runs import find_runs
 
 if TYPE_CHECKING:
     from cnn_research.analysis.invariance import ShiftCurve
@@ -33,23 +33,6 @@ _SPLIT = flags.DEFINE_string("split", "", "with TFDS's slicing; each run's test 
 _MAX_SHIFT = flags.DEFINE_integer("max_shift", 4, "the largest shift in pixels", lower_bound=1)
 _PADDING_MODE = flags.DEFINE_string("padding_mode", "edge", f"what moves in from beyond the border: {', '.join(MODES)}")
 _OUT = flags.DEFINE_string("out", "", "the folder for curves.png, table.md and table.csv")
-
-
-def find_runs(pattern: str) -> dict[str, epath.Path]:
-    """Returns the directories of networks' runs by short names: their own, or whole paths where two have the same.
-
-    Args:
-      pattern: a glob; what has no checkpoints, such as a sweep's table or a run of `hog_svm`, is passed over.
-
-    Raises:
-      UserError: the glob matches no run.
-    """
-    paths = [epath.Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-    paths = [path for path in paths if (path / "config.json").exists() and (path / "checkpoints").exists()]
-    if not paths:
-        raise UserError(f"--runs={pattern}: no directory of a run with a checkpoint matches")
-    unique = len({path.name for path in paths}) == len(paths)
-    return {path.name if unique else str(path): path for path in paths}
 
 
 def table_text(curves: Mapping[str, "ShiftCurve"]) -> str:

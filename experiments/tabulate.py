@@ -7,80 +7,31 @@ python -m experiments.tabulate --config=experiments/configs/digits.py:lenet5 --c
 Nothing is computed, and no data is needed. The last line says which strides leave a remainder, and where none does.
 """
 
-import ast
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
-from cnn_research import analysis, models
+from cnn_research import analysis
 from cnn_research.analysis.table import times
-from cnn_research.errors import UserError
 from cnn_research.ops.geometry import remainder
-from cnn_research.training.config import input_shape
-from cnn_research.training.program import compute_dtype
-from experiments import command_line
+from experiments import command_line, networks
 
 FORMATS = ("text", "markdown", "json")
 
-_MODEL = flags.DEFINE_string("model", "", "a network's name")
-_FIELDS = flags.DEFINE_string("fields", "", "fields of --model that differ from its own: width=0.5,norm=batch")
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="or a recipe, FILE.py or FILE.py:argument")
-_INPUT_SHAPE = flags.DEFINE_string(
-    "input_shape", "", "height,width,channels of the images; those of the network's paper or of the recipe unless given"
-)
 _FORMAT = flags.DEFINE_enum("format", "text", FORMATS, "what to write; json always has every layer")
 _ALL = flags.DEFINE_boolean("all", False, "give layers without parameters or an output of their own rows too")
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    """Returns the sizes of `224,224,3`.
-
-    Raises:
-      UserError: the text is no such sizes.
-    """
-    if not re.fullmatch(r"[1-9]\d*,[1-9]\d*,[1-9]\d*", "".join(text.split())):
-        raise UserError(f"--input_shape={text} is no height,width,channels; write 224,224,3")
-    return tuple(map(int, text.split(",")))
-
-
-def parse_fields(text: str) -> dict[str, Any]:
-    """Returns the fields of `width=0.5,stage_sizes=(2,2),norm=batch`; what is no Python value is a word.
-
-    Raises:
-      UserError: the text is no such fields.
-    """
-    fields: dict[str, Any] = {}
-    for part in filter(None, re.split(r",\s*(?=\w+\s*=)", text.strip())):
-        field, equals, value = map(str.strip, part.partition("="))
-        if not equals or not field.isidentifier() or not value:
-            raise UserError(f"--fields: {part.strip()!r} is no field=value; write width=0.5,norm=batch")
-        if field in fields:
-            raise UserError(f"--fields names {field} twice")
-        try:
-            fields[field] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            fields[field] = value
-    return fields
+flags.adopt_module_key_flags(networks)
 
 
 def make_table() -> analysis.Table:
     """Returns the table that the flags ask for."""
-    config: ConfigDict | None = _CONFIG.value
-    if config is None:
-        command_line.require("model")
-        model = models.create(_MODEL.value, **parse_fields(_FIELDS.value))
-        name, shape = _MODEL.value, models.input_shape(_MODEL.value)
-    elif _MODEL.value or _FIELDS.value:
-        raise UserError("--config names the network itself; its fields are --config.model.width=0.5 and so on")
-    else:
-        model = models.create(**{**config.model.to_dict(), "dtype": compute_dtype(config)})
-        name, shape = config.model.name, input_shape(config.data)
-    return analysis.tabulate(model, parse_shape(_INPUT_SHAPE.value) if _INPUT_SHAPE.value else shape, name)
+    network = networks.chosen()
+    return analysis.tabulate(network.model, network.input_shape, network.name)
 
 
 class _Stride(NamedTuple):

@@ -112,7 +112,7 @@ def _walk(
             results = [windows[name](before)] if name in windows and before else operands
             seen.setdefault(name, *results)
         elif any(operands):
-            if inner := _inner(eqn):
+            if inner := inner_programs(eqn):
                 ends = [_walk(each, operands[len(operands) - len(each.invars) :], windows, seen) for each in inner]
                 results = [_union(views, _shape(var)) for var, *views in zip(eqn.outvars, *ends, strict=True)]
             else:
@@ -154,7 +154,7 @@ def _names_arrays(eqn: JaxprEqn) -> bool:
     return any(each.primitive.name == "name" or _names_arrays(each) for each in inner)
 
 
-def _inner(eqn: JaxprEqn) -> list[Jaxpr]:
+def inner_programs(eqn: JaxprEqn) -> list[Jaxpr]:
     """Returns the programs one of which an equation runs, once: that of a call, the branches of a condition."""
     if eqn.primitive.name in ("scan", "while"):
         return []
@@ -259,8 +259,9 @@ def _pad(eqn: JaxprEqn, view: View, _: Sequence[int]) -> View:
 
 
 def _reduce(eqn: JaxprEqn, view: View, shape: Sequence[int]) -> View:
-    view = _span(view, shape, eqn.params["axes"])
-    return _moved(view, [jump for axis, jump in enumerate(view.jumps) if axis not in eqn.params["axes"]])
+    axes = [*map(int, eqn.params["axes"])]
+    view = _span(view, shape, axes)
+    return _moved(view, [jump for axis, jump in enumerate(view.jumps) if axis not in axes])
 
 
 def _reduce_window(eqn: JaxprEqn, view: View, _: Sequence[int]) -> View:

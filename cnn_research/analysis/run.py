@@ -12,20 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
+from cnn_research.analysis.table import times
 from cnn_research.analysis.tiles import predict_tiles
 from cnn_research.data.batches import Batch, load_step, write_proposals
+from cnn_research.data.corruption import Corruption, corrupted
 from cnn_research.data.images import resize, restore
 from cnn_research.data.order import Shuffled
+from cnn_research.data.sources import Source
+from cnn_research.errors import UserError
 from cnn_research.interop import safetensors
+from cnn_research.interop.fit import differences
 from cnn_research.tasks import Task
 from cnn_research.training.evaluation import Evaluator, open_split
 from cnn_research.training.feed import image_spec, train_spec
 from cnn_research.training.initialize import restore_run
 from cnn_research.training.parallel import make_parallel
-from cnn_research.training.program import Program
+from cnn_research.training.program import Program, make_program
 from cnn_research.training.step import step_rngs
 from cnn_research.training.writers import read_records
 
@@ -39,12 +45,14 @@ class Run:
       program: what follows from its config.
       step: of the checkpoint.
       variables: of the network, as the run evaluates them (averaged, if it averages).
+      corruption: of the images that it is evaluated on; None leaves them as they are.
     """
 
     workdir: epath.Path
     program: Program
     step: int
     variables: dict[str, Any]
+    corruption: Corruption | None = None
 
     @property
     def config(self) -> ConfigDict:
@@ -161,6 +169,48 @@ class Run:
         preprocessing = dataclasses.replace(self.program.preprocessing, mirror=0)  # the tiles have real context
         return jax.jit(lambda variables, batch: self.task.predict(self.model, variables, preprocessing.test(batch)))
 
+    def with_data(self, **fields: Any) -> "Run":
+        """Returns the run as it evaluates other data: another set, or images of another size.
+
+        Args:
+          **fields: of `config.data` that differ, such as `name`, `data_dir` or `image_size`.
+
+        Raises:
+          UserError: a field is not right, or the network's weights are for images of the run's own size alone.
+        """
+        config = self.config.copy_and_resolve_references()
+        config.data.update(fields)
+        program = make_program(config)
+        if faults := differences(
+            *(flatten_dict(each, sep="/") for each in (program.abstract_variables, self.variables))
+        ):
+            raise UserError(f"the network's weights are not for images of {times(program.image_shape)}: {faults}")
+        return dataclasses.replace(self, program=program)
+
+    def with_weights(self, path: epath.PathLike) -> "Run":
+        """Returns the run with the variables of a `.safetensors` file, such as an average of its checkpoints.
+
+        Args:
+          path: of the file.
+
+        Raises:
+          UserError: the file cannot be read, or its variables are not the network's.
+        """
+        given = safetensors.load(path)
+        if faults := differences(*(flatten_dict(each, sep="/") for each in (self.variables, given))):
+            raise UserError(f"{path} does not fit the run's network: {faults}")
+        variables = jax.tree.map(lambda ours, theirs: jnp.asarray(theirs, ours.dtype), self.variables, given)
+        return dataclasses.replace(self, variables=variables)
+
+    def open_split(self, split: str = "") -> Source:
+        """Opens a split of the run's data, with its images corrupted where the run says so.
+
+        Args:
+          split: with TFDS's slicing; the config's test split unless given.
+        """
+        source = open_split(self.config, split or self.config.data.test)
+        return corrupted(source, self.corruption) if self.corruption else source
+
     def evaluate(self, split: str = "") -> dict[str, float]:
         """Returns the metrics of a whole split.
 
@@ -175,7 +225,7 @@ class Run:
         Args:
           split: with TFDS's slicing; the config's test split unless given.
         """
-        source = open_split(self.config, split or self.config.data.test)
+        source = self.open_split(split)
         parallel = make_parallel("jit")
         evaluator = Evaluator(self.model, self.task, self.program.preprocessing, source, self.config, parallel)
         return evaluator.measure(parallel.replicate(self.variables))

@@ -1,23 +1,17 @@
 """A network becomes a table of its layers: it is traced, and nothing is allocated or computed."""
 
-import dataclasses
-import inspect
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
-import jax
 from flax import linen as nn
 from flax import traverse_util
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr
 
-from cnn_research.analysis.receptive_field import INPUT, View, Window, views
-from cnn_research.analysis.table import JOIN, Row, Table, times
+from cnn_research.analysis.receptive_field import View, Window, views
+from cnn_research.analysis.table import JOIN, Row, Table
+from cnn_research.analysis.trace import Call, Shaped, Traced, trace_network
 from cnn_research.errors import UserError
 from cnn_research.layers import Activation, ConvTranspose, DenseConv, LocalConv, Norm, Unpool, Upsample
 from cnn_research.ops.geometry import explicit_padding, multiply_accumulates, pair
@@ -30,8 +24,6 @@ ENLARGING = (ConvTranspose, Unpool, Upsample)
 
 # Layers of which no two positions share a weight.
 UNSHARED = (DenseConv, LocalConv, nn.ConvLocal)
-
-Shaped = jax.ShapeDtypeStruct
 
 
 def tabulate(model: nn.Module, input_shape: Sequence[int], name: str = "") -> Table:
@@ -52,12 +44,17 @@ def tabulate(model: nn.Module, input_shape: Sequence[int], name: str = "") -> Ta
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise UserError(f"input_shape={tuple(input_shape)} is no (height, width, channels); one is (224, 224, 3)")
     height, width, channels = input_shape
-    images = Shaped((1, height, width, channels), "float32")
-    trains = "train" in inspect.signature(type(model).__call__).parameters
-    arguments: dict[str, Any] = {"train": False} if trains else {}
-    _, variables, initial = _trace(partial(model.init, **arguments), jax.eval_shape(jax.random.key, 0), images)
-    program, _, calls = _trace(partial(model.apply, **arguments), variables, images)
+    return tabulate_traced(trace_network(model, (height, width, channels)), name or type(model).__name__)
 
+
+def tabulate_traced(traced: Traced, name: str) -> Table:
+    """Returns the table of a network that was traced, see `tabulate`.
+
+    Args:
+      traced: the network.
+      name: of the network.
+    """
+    program, calls, variables = traced.program, traced.calls, traced.variables
     params: dict[str, dict[str, Shaped]] = {}
     for (*path, parameter), leaf in traverse_util.flatten_dict(variables.get("params", {})).items():
         params.setdefault("/".join(path), {})[parameter] = leaf
@@ -66,92 +63,12 @@ def tabulate(model: nn.Module, input_shape: Sequence[int], name: str = "") -> Ta
     layers = [call for call in calls if call.leaf or call.joins or call.path in params]
     rows = [_row(call, params.get(call.path, {}), *seen.get(call.name, (None, None))) for call in layers]
     ran = {call.path for call in calls}
-    left_out = [call for call in initial if call.path in params and call.path not in ran]
+    left_out = [call for call in traced.initial if call.path in params and call.path not in ran]
     rows += [Row(call.path, _kind(call), **_weighed(params[call.path])) for call in left_out]
-    return Table(name or type(model).__name__, (height, width, channels), tuple(rows))
+    return Table(name, traced.input_shape, tuple(rows))
 
 
-@dataclasses.dataclass
-class _Call:
-    """A call of a module, as it was traced.
-
-    Attributes:
-      module: that was called.
-      path: of the module.
-      name: the path, and from the second call on the number of the call.
-      input: its first argument, where that is an array.
-      outputs: the arrays in what it returned.
-      leaf: whether it called no other module.
-      joins: whether it returned something that no module within it had returned.
-    """
-
-    module: nn.Module
-    path: str
-    name: str
-    input: Shaped | None
-    outputs: list[Shaped] = dataclasses.field(default_factory=list)
-    leaf: bool = True
-    joins: bool = False
-
-
-def _trace(function: Callable[..., Any], *arguments: Any) -> tuple[ClosedJaxpr, Any, list[_Call]]:
-    """Traces a function that runs modules.
-
-    Returns:
-      The program, with names for what layers take and give; the shapes of what it returns; the calls of modules, in the
-      order in which they end.
-    """
-    calls: list[_Call] = []
-    running: list[_Call] = []
-    counts: Counter[str] = Counter()
-    returned: dict[int, jax.Array] = {}  # by their ids, which no others get as long as they are here
-
-    def intercept(method: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if context.method_name != "__call__":
-            return method(*args, **kwargs)
-        path = "/".join(context.module.path)
-        counts[path] += 1
-        name = path if counts[path] == 1 else f"{path}#{counts[path]}"
-        call = _Call(context.module, path, name, None)
-        if args and isinstance(args[0], jax.Array):
-            call.input = _abstract(args[0])
-            args = (checkpoint_name(args[0], INPUT + name), *args[1:])
-        if running:
-            running[-1].leaf = False
-        running.append(call)
-        try:
-            output = method(*args, **kwargs)
-        except UserError as error:
-            if call is running[-1] and path and call.input:  # else a module within it, or the network, has said it all
-                raise UserError(f"{name} gets {times(call.input.shape[1:])}: {error}") from error
-            raise
-        running.pop()
-        call.joins = bool(path) and not call.leaf and any(id(array) not in returned for array in _arrays(output))
-        if call.leaf or call.joins:
-            output = jax.tree.map(lambda leaf: checkpoint_name(leaf, name) if _is_array(leaf) else leaf, output)
-        returned.update((id(array), array) for array in _arrays(output))
-        call.outputs = [_abstract(array) for array in _arrays(output)]
-        calls.append(call)
-        return output
-
-    with nn.intercept_methods(intercept):
-        program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    return program, shapes, calls
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array)
-
-
-def _arrays(tree: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree) if _is_array(leaf)]
-
-
-def _abstract(array: jax.Array) -> Shaped:
-    return Shaped(array.shape, array.dtype)
-
-
-def _window(call: _Call) -> Window | None:
+def _window(call: Call) -> Window | None:
     """Returns what a layer's fields say that it slides over its input; None if they say nothing."""
     layer = call.module
     kernel = getattr(layer, "kernel_size", getattr(layer, "window", None))
@@ -167,7 +84,7 @@ def _window(call: _Call) -> Window | None:
     return Window(kernel, strides, explicit_padding(padding, kernel, dilation), dilation)
 
 
-def _slides(call: _Call) -> Window | None:
+def _slides(call: Call) -> Window | None:
     """Returns the window by which a layer makes its output, as its fields say and the sizes bear out."""
     if isinstance(call.module, IN_PLACE):
         return Window()
@@ -199,7 +116,7 @@ def _transposed_window(layer: ConvTranspose | Unpool | Upsample) -> Window:
     return Window(kernel, (1, 1), before, (1, 1), base=strides)
 
 
-def _row(call: _Call, params: Mapping[str, Shaped], vertical: View | None, horizontal: View | None) -> Row:
+def _row(call: Call, params: Mapping[str, Shaped], vertical: View | None, horizontal: View | None) -> Row:
     """Returns a call as a row of the table.
 
     Args:
@@ -229,7 +146,7 @@ def _row(call: _Call, params: Mapping[str, Shaped], vertical: View | None, horiz
     )
 
 
-def _macs(call: _Call, params: Mapping[str, Shaped]) -> int:
+def _macs(call: Call, params: Mapping[str, Shaped]) -> int:
     """Returns the multiply-adds of a layer: those of its kernel, if it has one."""
     if "kernel" not in params:
         return 0
@@ -241,7 +158,7 @@ def _macs(call: _Call, params: Mapping[str, Shaped]) -> int:
     return multiply_accumulates(params["kernel"].shape, positions)
 
 
-def _kind(call: _Call) -> str:
+def _kind(call: Call) -> str:
     return f"{type(call.module).__name__} {getattr(call.module, 'kind', '')}".strip() if call.leaf else JOIN
 
 

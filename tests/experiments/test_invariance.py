@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from cnn_research import training
-from experiments.invariance import find_runs
+from experiments.runs import find_runs
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 
 from cnn_research import analysis, models
 from cnn_research.errors import UserError
-from experiments.tabulate import parse_fields, parse_shape, remainders
+from experiments.networks import parse_fields, parse_shape
+from experiments.tabulate import remainders
 
 DIGITS = "--config=experiments/configs/digits.py:lenet5_modern"
 

@@ -125,7 +125,7 @@ def filters(view: View) -> Pictures:
             rows = [[Panel(sheets.signed(tile, scale)) for tile in kernel[:TILES]] for kernel in kernels[:TILES]]
         features, inputs = kernels.shape[:2]
         yield (
-            f"filters_{_plain(layer)}",
+            f"filters_{plain(layer)}",
             sheet(
                 rows,
                 title=f"{layer}: {features} filters of {inputs} {'channel' if inputs == 1 else 'channels'}",
@@ -154,7 +154,7 @@ def top_patches(view: View) -> Pictures:
     for layer, found, channels in _strongest(view):
         rows = [_cut(view, layer, found, channel, _pixels(view, found, channel)) for channel in channels]
         title = f"{layer}: the patches that excite a channel most"
-        yield f"top_patches_{_plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title)
+        yield f"top_patches_{plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title)
 
 
 def deconvnet(view: View) -> Pictures:
@@ -170,7 +170,7 @@ def deconvnet(view: View) -> Pictures:
             pixels = _pixels(view, found, channel)
             rows.append([panel for each in (reliefs, pixels) for panel in _cut(view, layer, found, channel, each)])
         title = f"{layer}: deconvnet's projections of the strongest values, and the patches that they come from"
-        yield f"deconvnet_{_plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title, 0.8)
+        yield f"deconvnet_{plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title, 0.8)
 
 
 def _project(model: Any, layer: str, variables: Any, inputs: Array, channel: Array, places: Array) -> Array:
@@ -250,7 +250,7 @@ def maximize(view: View) -> Pictures:
         images = np.asarray(jax.jit(make)(view.run.variables))
         rows.append([Panel(picture, name) for picture, name in zip(images, names, strict=True)])
     yield (
-        f"maximize{'_' + _plain(view.layer) if view.layer else ''}",
+        f"maximize{'_' + plain(view.layer) if view.layer else ''}",
         sheet(rows, [*canvases], "images that excite most, by what they are written in"),
     )
 
@@ -435,5 +435,10 @@ def _output_size(view: View) -> tuple[int, ...]:
     return shape[1:-1]
 
 
-def _plain(layer: str) -> str:
+def plain(layer: str) -> str:
+    """Returns a layer's name as files have it in theirs.
+
+    Args:
+      layer: `stage1/block1/conv1`.
+    """
     return layer.replace("/", "_").replace("#", "_")

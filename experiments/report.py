@@ -3,9 +3,9 @@
 python -m experiments.report --workdir=runs/digits_lenet5
 python -m experiments.report --workdir=runs/since_1998
 
-Of a run it has results, curves, classes, layers and config, and the pictures that are in `--out` (PNGs), as `visualize`,
-`evaluate` and `predict` draw them: `--method=all` of the first ends with this. Of a sweep's directory it has the table
-of arms, their curves, and how they differ, seed by seed.
+Of a run it has results, curves, classes, layers, the config, and the pictures that are in `--out` (PNGs) from
+`visualize`, `evaluate` and `predict`; `visualize --method=all` ends with it. Of a sweep it has the table of settings,
+their curves, and how they differ, seed by seed.
 """
 
 from absl import flags

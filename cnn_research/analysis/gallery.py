@@ -105,6 +105,17 @@ class View:
         """The layer that was asked for, or one for each scale."""
         return [self.layer] if self.layer else layers.map_layers(self.run.model, self.shape)
 
+    @functools.cached_property
+    def strongest(self) -> list[tuple[str, patches.Strongest, list[int]]]:
+        """For each of `map_layers` what excites its channels most, and the channels with the largest values."""
+        return [*map(self._strongest, self.map_layers())]
+
+    def _strongest(self, layer: str) -> tuple[str, patches.Strongest, list[int]]:
+        run = self.run
+        found = patches.strongest(run.model, run.variables, self.data, layer, PATCHES, prepare=self.prepare)
+        alive = np.flatnonzero(found.values[:, 0] > 0)
+        return layer, found, sorted(alive[np.argsort(-found.values[alive, 0], kind="stable")][:CHANNELS].tolist())
+
 
 def filters(view: View) -> Pictures:
     """First layer as colour tiles, deeper ones as tiles by input channel: a row a filter."""
@@ -151,7 +162,7 @@ def activations(view: View) -> Pictures:
 
 def top_patches(view: View) -> Pictures:
     """The images and patches of the data set that excite a channel most."""
-    for layer, found, channels in _strongest(view):
+    for layer, found, channels in view.strongest:
         rows = [_cut(view, layer, found, channel, _pixels(view, found, channel)) for channel in channels]
         title = f"{layer}: the patches that excite a channel most"
         yield f"top_patches_{plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title)
@@ -159,7 +170,7 @@ def top_patches(view: View) -> Pictures:
 
 def deconvnet(view: View) -> Pictures:
     """Top patches, and before them their neuron's projection to the pixels."""
-    for layer, found, channels in _strongest(view):
+    for layer, found, channels in view.strongest:
         project = jax.jit(functools.partial(_project, view.run.model, layer))
         rows = []
         for channel in channels:
@@ -407,14 +418,6 @@ def _features(view: View, names: list[str]) -> dict[str, np.ndarray]:
         return {name: layer_output(found, name) for name in names}
 
     return jax.device_get(of_layers(view.run.variables, view.inputs))
-
-
-def _strongest(view: View) -> Iterator[tuple[str, patches.Strongest, list[int]]]:
-    """Yields for each layer what excites its channels most, and the channels with the largest values."""
-    for layer in view.map_layers():
-        found = patches.strongest(view.run.model, view.run.variables, view.data, layer, PATCHES, prepare=view.prepare)
-        alive = np.flatnonzero(found.values[:, 0] > 0)
-        yield layer, found, sorted(alive[np.argsort(-found.values[alive, 0], kind="stable")][:CHANNELS].tolist())
 
 
 def _pixels(view: View, found: patches.Strongest, channel: int) -> np.ndarray:

@@ -30,7 +30,14 @@ class Line(NamedTuple):
     faint: bool = False
 
 
-def chart(title: str, lines: Sequence[Line], x: str = "step", percent: bool = False, log: bool = False) -> Markup:
+def chart(
+    title: str,
+    lines: Sequence[Line],
+    x: str = "step",
+    percent: bool = False,
+    log: bool = False,
+    settled: float = 0.0,
+) -> Markup:
     """Returns a figure with lines over a common axis.
 
     Args:
@@ -39,12 +46,14 @@ def chart(title: str, lines: Sequence[Line], x: str = "step", percent: bool = Fa
       x: what they stand over; `recall`, a share, or `step`.
       percent: whether values are shares of 1.
       log: whether the axis of the values is logarithmic.
+      settled: share of x after which the lines must be seen in full height; what comes before may leave the picture.
     """
     data = {
         "title": title,
         "x": x,
         "percent": percent,
         "log": log,
+        "settled": settled,
         "lines": [{**line._asdict(), "points": _thinned(line.points)} for line in lines],
     }
     return element("figure", element("figcaption", title), class_="chart", data_chart=json.dumps(data, allow_nan=False))

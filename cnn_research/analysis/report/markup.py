@@ -3,11 +3,15 @@
 import html
 
 # Elements without content, which have no end tag.
-VOID = ("br", "img", "meta")
+VOID = ("img", "wbr")
 
 
 class Markup(str):
     """Text that is HTML already."""
+
+    def __add__(self, other: str) -> "Markup":
+        """Returns both, text escaped."""
+        return join(self, other)
 
 
 def element(tag: str, *content: str, **attributes: str | int | float | bool) -> Markup:

@@ -16,19 +16,20 @@ def is_share(name: str) -> bool:
     return _SHARE.search(name) is not None
 
 
-def number(value: Any, name: str = "") -> str:
+def number(value: Any, name: str = "", digits: int = 1) -> str:
     """Returns a value as text: 84.3%, 61,706, 0.4595, 1.2e-05.
 
     Args:
       value: what is no number is written as it is.
       name: of the metric, which tells whether it is a share of 1.
+      digits: of a share, after the point.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
     if is_share(name):
-        return f"{value:.1%}"
+        return f"{value:.{digits}%}"
     return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 

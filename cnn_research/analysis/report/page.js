@@ -29,11 +29,17 @@ function linearTicks(low, high, count) {
 }
 
 function logTicks(low, high) {
-  const ticks = [];
-  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++)
-    for (const factor of [1, 2, 5]) ticks.push(factor * 10 ** power);
-  const inside = ticks.filter((tick) => tick >= low && tick <= high);
-  return inside.length > 6 ? inside.filter((tick) => Number.isInteger(Math.log10(tick) + 1e-9 | 0) && /^1|^0\.0*1$/.test(String(tick))) : inside;
+  const decades = [], ticks = [];
+  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++) {
+    decades.push(10 ** power);
+    ticks.push(10 ** power, 2 * 10 ** power, 5 * 10 ** power);
+  }
+  const inside = (tick) => tick >= low && tick <= high;
+  return ticks.filter(inside).length > 7 ? decades.filter(inside) : ticks.filter(inside);
+}
+
+function extent(values) {
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 }
 
 function written(value, percent, digits = 4) {
@@ -43,8 +49,8 @@ function written(value, percent, digits = 4) {
 }
 
 class Chart {
-  constructor(figure) {
-    this.figure = figure;
+  constructor(figure, number) {
+    Object.assign(this, { figure, number });
     Object.assign(this, JSON.parse(figure.dataset.chart));
     this.groups = Math.max(...this.lines.map((line) => line.group)) + 1;
     this.off = new Set();
@@ -86,13 +92,12 @@ class Chart {
     if (!drawn.length) return;
     const all = drawn.flatMap((line) => line.points);
     this.xs = [...new Set(this.drawn.flatMap((line) => line.points.map(([x]) => x)))].sort((a, b) => a - b);
-    const range = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
-    const [left, right] = this.x === "recall" ? [0, 1] : range(all.map(([x]) => x));
-    let [low, high] = this.x === "recall" ? [0, 1] : this.height(drawn, left, right, range);
+    const [left, right] = this.x === "recall" ? [0, 1] : [0, Math.max(1, ...all.map(([x]) => x))];
+    const [low, high] = this.x === "recall" ? [0, 1] : this.height(drawn, left, right);
     const [bottom, top] = [HEIGHT - MARGIN.bottom, MARGIN.top];
     this.across = (x) => MARGIN.left + ((x - left) / (right - left || 1)) * (width - MARGIN.left - MARGIN.right);
     const scale = this.log ? Math.log : (value) => value;
-    this.up = (y) => Math.min(bottom, Math.max(top - 40, bottom - ((scale(y) - scale(low)) / (scale(high) - scale(low))) * (bottom - top)));
+    this.up = (y) => bottom - ((scale(y) - scale(low)) / (scale(high) - scale(low))) * (bottom - top);
     for (const tick of this.log ? logTicks(low, high) : linearTicks(low, high, 5)) {
       shape(this.svg, "line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: this.up(tick), y2: this.up(tick) });
       shape(this.svg, "text", { x: MARGIN.left - 8, y: this.up(tick) + 4, "text-anchor": "end" }, written(tick, this.percent, 3));
@@ -100,27 +105,32 @@ class Chart {
     for (const tick of linearTicks(left, right, width < 400 ? 4 : 6))
       shape(this.svg, "text", { x: this.across(tick), y: HEIGHT - 6, "text-anchor": "middle" },
         this.x === "recall" ? written(tick, true, 3) : tick.toLocaleString("en"));
-    for (const line of [...drawn].sort((a, b) => b.faint - a.faint)) this.line(line);
+    shape(shape(this.svg, "clipPath", { id: `clip-${this.number}` }), "rect",
+      { x: MARGIN.left - 4, y: top - 4, width: width - MARGIN.left - MARGIN.right + 8, height: bottom - top + 8 });
+    const inside = shape(this.svg, "g", { "clip-path": `url(#clip-${this.number})` });
+    for (const line of [...drawn].sort((a, b) => b.faint - a.faint)) this.line(inside, line);
     this.cursor = shape(this.svg, "g", {});
   }
 
-  /* From the lowest to the highest value, but of the first fifth only what fits: it would flatten all that follows. */
-  height(drawn, left, right, range) {
-    const settled = drawn.flatMap((line) => line.points.filter(([x]) => x >= left + 0.2 * (right - left)).map(([, y]) => y));
-    let [low, high] = range(settled.length > 1 && this.settle ? settled : drawn.flatMap((line) => line.points.map(([, y]) => y)));
-    if (low === high) [low, high] = this.log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
-    const space = 0.05 * (high - low);
-    return this.log ? [low / 1.08, high * 1.08] : [low - (low >= 0 && low < space ? low : space), this.percent ? Math.min(1.005, high + space) : high + space];
+  /* From the lowest to the highest value, but for those before lines have settled. */
+  height(drawn, left, right) {
+    const values = (from) => drawn.flatMap((line) => line.points.filter(([x]) => x >= from).map(([, y]) => y));
+    let [low, high] = extent(values(left + this.settled * (right - left)));
+    if (!(low < high)) [low, high] = extent(values(left));
+    if (this.log) return low < high ? [low / 1.08, high * 1.08] : [low / 2, high * 2];
+    const space = 0.05 * (high - low) || 0.1 * Math.abs(high) || 1;
+    // No room below 0 for what cannot be negative, none above 100% for what cannot be more.
+    return [low >= 0 ? Math.max(0, low - space) : low - space, this.percent ? Math.min(1, high + space) : high + space];
   }
 
-  line(line) {
+  line(parent, line) {
     const stroke = colour(line.group, this.groups);
     const places = line.points.map(([x, y]) => `${this.across(x).toFixed(1)},${this.up(y).toFixed(1)}`);
-    shape(this.svg, "path", { d: "M" + places.join("L"), style: `stroke: ${stroke}; stroke-width: ${line.faint ? 1 : 2}; opacity: ${line.faint ? 0.4 : 1}` });
+    shape(parent, "path", { d: "M" + places.join("L"), style: `stroke: ${stroke}; stroke-width: ${line.faint ? 1 : 2}; opacity: ${line.faint ? 0.4 : 1}` });
     if (!line.faint && places.length <= 30)
       for (const place of places) {
         const [cx, cy] = place.split(",");
-        shape(this.svg, "circle", { cx, cy, r: 2.6, style: `fill: ${stroke}` });
+        shape(parent, "circle", { cx, cy, r: 2.6, style: `fill: ${stroke}` });
       }
   }
 
@@ -169,25 +179,26 @@ class Chart {
   }
 }
 
-/* Menus of methods and of what a method shows; the part stays where the next method has it too. */
+/* Menus of choices and of their parts; the part stays where the next choice has it too. */
 function pick(picker) {
-  const [method, part] = picker.querySelectorAll("select");
-  const figures = [...picker.querySelectorAll("figure")];
+  const [choice, part] = picker.querySelectorAll("select");
+  const panels = [...picker.querySelectorAll(".panel")];
   const show = () => {
-    for (const figure of figures) figure.hidden = figure.dataset.method !== method.value || figure.dataset.part !== part.value;
+    for (const panel of panels) panel.hidden = panel.dataset.choice !== choice.value || panel.dataset.part !== part.value;
   };
   const fill = () => {
-    const parts = figures.filter((figure) => figure.dataset.method === method.value).map((figure) => figure.dataset.part);
+    const parts = panels.filter((panel) => panel.dataset.choice === choice.value).map((panel) => panel.dataset.part);
     const before = part.value;
     part.replaceChildren(...parts.map((name) => new Option(name, name)));
     part.value = parts.includes(before) ? before : parts[0];
     part.parentElement.hidden = parts.length < 2;
     show();
   };
-  method.addEventListener("change", fill);
+  choice.addEventListener("change", fill);
   part.addEventListener("change", show);
+  choice.parentElement.hidden = choice.options.length < 2;
   fill();
 }
 
-document.querySelectorAll("[data-chart]").forEach((figure) => new Chart(figure));
+document.querySelectorAll("[data-chart]").forEach((figure, number) => new Chart(figure, number));
 document.querySelectorAll(".picker").forEach(pick);

@@ -1,4 +1,4 @@
-"""Pictures inside the page, and the picker that shows one of them."""
+"""Pictures inside the page."""
 
 import base64
 import io
@@ -10,36 +10,41 @@ from etils import epath
 from PIL import Image
 
 from cnn_research.analysis import gallery
-from cnn_research.analysis.report.markup import Markup, element, join
+from cnn_research.analysis.report.markup import element
+from cnn_research.analysis.report.picker import Panel
 
 WIDEST = 1400  # pixels of a picture in the page
 MOST = 12  # pictures of one method
 
-LEARNED, LOOKS, ERRS = "What it has learned", "Where it looks", "What it says"
+LEARNED, LOOKS, SAYS = "What it has learned", "Where it looks", "What it says"
 # By the beginning of a file's name: where the picker has it, what it is called, and what it shows.
 METHODS: dict[str, tuple[str, str, str]] = {
-    "filters": (LEARNED, "Filters", "A layer's kernels: as colours where they see the image, else by input channel."),
-    "activations": (LEARNED, "Activations", "Maps of the channels that one image excites most, layer by layer."),
-    "top_patches": (LEARNED, "Strongest patches", "The parts of the data that excite a channel most. Zeiler & Fergus 2014."),
-    "deconvnet": (LEARNED, "Deconvnet", "The strongest values of a channel, projected back to the pixels that they come from. Zeiler & Fergus 2014."),
-    "maximize": (LEARNED, "Images made to excite", "Images optimised to raise a class or a channel as far as they can. Erhan et al. 2009, Olah et al. 2017."),
-    "invert": (LEARNED, "Inversion", "Images made of a layer's features alone: what the layer keeps. Mahendran & Vedaldi 2014."),
-    "embedding": (LEARNED, "Embedding", "The codes of images in the plane: neighbours are alike for the network."),
+    "filters": (LEARNED, "Filters", "A layer's kernels: in colours where they see the image, else by input channel."),
+    "activations": (LEARNED, "Activations", "The channels that an image excites most, layer by layer."),
+    "top_patches": (LEARNED, "Top patches", "What excites a channel most in the data. Zeiler & Fergus 2014."),
+    "deconvnet": (LEARNED, "Deconvnet", "Strongest values projected back to their pixels. Zeiler & Fergus 2014."),
+    "maximize": (LEARNED, "Maximization", "Images that raise a score as far as they can. Olah et al. 2017."),
+    "invert": (LEARNED, "Inversion", "Images made of a layer's features: what it keeps. Mahendran & Vedaldi 2014."),
+    "embedding": (LEARNED, "Embedding", "Codes of images in the plane: neighbours are alike for the network."),
     "saliency": (LOOKS, "Saliency", "The size of the score's gradient by the pixels. Simonyan et al. 2013."),
-    "input_x_gradient": (LOOKS, "Input × gradient", "Pixels times their gradient; blue raises the score, red lowers it. Shrikumar et al. 2016."),
+    "input_x_gradient": (LOOKS, "Input x gradient", "Blue raises the score, red lowers it. Shrikumar et al. 2016."),
     "smoothgrad": (LOOKS, "SmoothGrad", "The mean gradient over noisy copies. Smilkov et al. 2017."),
-    "integrated_gradients": (LOOKS, "Integrated gradients", "What each pixel adds on the way from a grey image. Sundararajan et al. 2017."),
-    "guided_backprop": (LOOKS, "Guided backpropagation", "The gradient of what raises the score alone. Springenberg et al. 2014."),
-    "cam": (LOOKS, "CAM", "The last maps, weighed by the class's weights. Zhou et al. 2015."),
-    "grad_cam": (LOOKS, "Grad-CAM", "Maps of a layer, weighed by their mean gradients. Selvaraju et al. 2016."),
+    "integrated_gradients": (
+        LOOKS,
+        "Integrated gradients",
+        "Gradients on the way from grey. Sundararajan et al. 2017.",
+    ),
+    "guided_backprop": (LOOKS, "Guided backpropagation", "What raises the score alone. Springenberg et al. 2014."),
+    "cam": (LOOKS, "CAM", "The last maps, weighed as the class weighs them. Zhou et al. 2015."),
+    "grad_cam": (LOOKS, "Grad-CAM", "A layer's maps, weighed by their mean gradients. Selvaraju et al. 2016."),
     "grad_cam_pp": (LOOKS, "Grad-CAM++", "Grad-CAM with a weight for each place. Chattopadhyay et al. 2017."),
     "occlusion": (LOOKS, "Occlusion", "What the score loses where a patch covers the image. Zeiler & Fergus 2014."),
-    "mistakes": (ERRS, "Surest mistakes", "Images that the network gets wrong and is surest of; true labels in green."),
-    "confusions": (ERRS, "Confusions", "How often each class is taken for each."),
-    "worst": (ERRS, "Worst images", "The images of the split with the lowest score; what is true is dashed or beside."),
-    "curves": (ERRS, "Precision and recall", "Precision against recall as the score sinks that a detection must have."),
-    "grid": (ERRS, "Predictions", "What the network says of images."),
-}  # fmt: skip
+    "mistakes": (SAYS, "Surest mistakes", "Images that it gets wrong and is surest of; true labels are green."),
+    "confusions": (SAYS, "Confusions", "How often each class is taken for each."),
+    "worst": (SAYS, "Worst images", "Those of the split with the lowest score."),
+    "curves": (SAYS, "Precision and recall", "Of detections, as the score sinks that one must have."),
+    "grid": (SAYS, "Predictions", "What the network says of images."),
+}
 _PREDICTION = re.compile(r"\d{5}_(.+)")  # as `experiments.predict` names what it draws
 _PLANE = {"pca": "PCA", "tsne": "t-SNE"}
 
@@ -62,11 +67,6 @@ class Picture(NamedTuple):
     caption: str
     source: str
     size: tuple[int, int]
-
-    @property
-    def name(self) -> str:
-        """Method and part."""
-        return f"{self.method}: {self.part}" if self.part else self.method
 
 
 def read_pictures(folder: epath.Path, layers: Sequence[str] = (), without: Sequence[str] = ()) -> list[Picture]:
@@ -126,33 +126,10 @@ def inline(path: epath.Path) -> tuple[str, tuple[int, int]]:
     return f"data:image/webp;base64,{base64.b64encode(min(forms, key=len)).decode()}", picture.size
 
 
-def picker(pictures: Sequence[Picture]) -> Markup:
-    """Returns menus of methods and parts, and all pictures; the page's script hides all but the chosen one.
-
-    Args:
-      pictures: at least one, those of a method in a row.
-    """
-    methods = dict.fromkeys((picture.group, picture.method) for picture in pictures)
-    groups = [
-        element("optgroup", *(element("option", method) for of, method in methods if of == group), label=group)
-        for group in dict.fromkeys(group for group, _ in methods)
-    ]
-    menus = element(
-        "div",
-        element("label", element("span", "Method"), element("select", *groups, name="method", autocomplete="off")),
-        element("label", element("span", "Layer or image"), element("select", name="part", autocomplete="off")),
-        class_="menus",
-    )
-    return element("div", menus, *map(_figure, pictures), class_="picker")
-
-
-def _figure(picture: Picture) -> Markup:
+def panel(picture: Picture) -> Panel:
+    """Returns a picture on white paper, with its caption, for the picker."""
     width, height = picture.size
-    shown = element("img", src=picture.source, alt=picture.name, width=width, height=height)
-    return element(
-        "figure",
-        element("div", shown, class_="paper"),
-        element("figcaption", element("strong", picture.name), join(" ", picture.caption)),
-        data_method=picture.method,
-        data_part=picture.part,
-    )
+    name = f"{picture.method}: {picture.part}" if picture.part else picture.method
+    shown = element("img", src=picture.source, alt=name, width=width, height=height)
+    caption = element("figcaption", element("strong", name), f" {picture.caption}")
+    return Panel(picture.group, picture.method, picture.part, element("figure", shown, caption))

@@ -1,6 +1,7 @@
 """The report of a run: results, curves, classes, pictures, layers, config."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from cnn_research.analysis.report.charts import Line, chart, learning_curves
 from cnn_research.analysis.report.markup import Markup, element, join
 from cnn_research.analysis.report.numbers import duration, magnitude, number
 from cnn_research.analysis.report.page import Section, page
-from cnn_research.analysis.report.pictures import picker, read_pictures
+from cnn_research.analysis.report.picker import picker
+from cnn_research.analysis.report.pictures import panel, read_pictures
 from cnn_research.analysis.run import Run
 from cnn_research.analysis.table import COLUMNS, LEFT, NOTHING, Table
 from cnn_research.analysis.tabulate import tabulate
@@ -68,12 +70,12 @@ def run_page(run: Run, table: Table, folder: epath.Path, split: str, measured: A
         body = element("div", *main, class_="charts")
         if further:
             body += tables.details(f"{len(further)} more curves", element("div", *further, class_="charts"))
-        sections.append(Section("Curves", Markup(body)))
+        sections.append(Section("Curves", body))
     if measured is not None and (classes := _classes(run, measured)):
         sections.append(Section("Classes", classes))
     drawn_better = ("confusions", "curves") if measured is not None else ()
     if pictures := read_pictures(folder, [row.name for row in table.rows], without=drawn_better):
-        sections.append(Section("Pictures", picker(pictures)))
+        sections.append(Section("Pictures", picker([*map(panel, pictures)], "Method", "Layer or image")))
     sections += [Section("Layers", _layers(table)), Section("Config", _config(run, environment))]
     name = run.workdir.resolve().name if "://" not in str(run.workdir) else run.workdir.name
     subtitle = f"{config.model.name} on {config.data.name}, after {run.step:,} steps"
@@ -92,16 +94,14 @@ def _results(run: Run, table: Table, values: Mapping[str, Any], split: str, faul
     shown += [("parameters", magnitude(table.params)), ("multiply-adds", magnitude(table.macs))]
     if run.result:
         shown += [
-            ("training", duration(run.result["seconds"])),
-            ("images a second", number(round(run.result["images_per_second"]))),
+            ("training time", duration(run.result["seconds"])),
+            ("images a second, training", number(round(run.result["images_per_second"]))),
         ]
     body = tables.tiles(shown)
     if fault:
         body += element("p", f"Not measured anew: {fault}", class_="note")
-    rows = [[name, number(value, name)] for name, value in values.items()]
-    if rows:
-        body += tables.table(["metric", "value"], rows)
-    return Markup(body)
+    body += tables.metrics([(name, number(value, name)) for name, value in values.items()])
+    return body
 
 
 def _classes(run: Run, measured: Any) -> Markup:
@@ -154,9 +154,10 @@ def _config(run: Run, environment: Mapping[str, Any]) -> Markup:
     fields = configs.flatten(run.config)
     defaults = configs.flatten(configs.default_config(run.config.model.name, run.config.task))
     differing = [name for name in fields if name in defaults and fields[name] != defaults[name]]
-    rows = [[name, _value(fields[name]), _value(defaults[name])] for name in differing]
+    rows = [[_breakable(name), _value(fields[name]), _value(defaults[name])] for name in differing]
     every = [
-        [element("mark", name) if name in differing else name, _value(value)] for name, value in sorted(fields.items())
+        [element("mark", _breakable(name)) if name in differing else _breakable(name), _value(value)]
+        for name, value in sorted(fields.items())
     ]
     body = tables.table(["field", "value", "default"], rows, left=3, class_="fields")
     body += tables.details(
@@ -166,7 +167,12 @@ def _config(run: Run, environment: Mapping[str, Any]) -> Markup:
     if environment:
         flat = [[name, _value(value)] for name, value in _flat(environment)]
         body += tables.details("What it ran on", tables.table(["", "value"], flat, left=2, class_="fields"))
-    return Markup(body)
+    return body
+
+
+def _breakable(name: str) -> Markup:
+    """Returns a field's name, with places where a narrow column may break it."""
+    return join(*(join(part, element("wbr")) for part in re.findall(r"[^._]+[._]?", name)))
 
 
 def _flat(environment: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Integer
 
-from cnn_research.analysis.report.markup import Markup, element, join
+from cnn_research.analysis.report.markup import Markup, element
 from cnn_research.analysis.report.numbers import number
 
 LARGEST_MATRIX = 20  # classes; more are too many to read
@@ -52,13 +52,13 @@ def _side(column: int, left: int) -> str:
 
 
 def share(value: float) -> Markup:
-    """Returns a cell with a share of 1 in per cent, and a bar behind it; – for NaN.
+    """Returns a cell with a share of 1 in per cent, and a bar behind it.
 
     Args:
-      value: in 0..1.
+      value: in 0..1, or NaN, which is a dash.
     """
     if np.isnan(value):
-        return element("td", "–", class_="number")
+        return element("td", "-", class_="number")
     return element("td", element("span", f"{value:.1%}"), class_="number share", style=f"--share:{value:.4f}")
 
 
@@ -68,8 +68,21 @@ def tiles(values: Sequence[tuple[str, str]]) -> Markup:
     Args:
       values: (what it is, the number as text).
     """
-    return element("dl", *(element("div", element("dt", name), element("dd", value)) for name, value in values),
-                   class_="tiles")  # fmt: skip
+    return _numbers(values, "tiles")
+
+
+def metrics(values: Sequence[tuple[str, str]]) -> Markup:
+    """Returns many numbers in little space.
+
+    Args:
+      values: (what it is, the number as text).
+    """
+    return _numbers(values, "metrics")
+
+
+def _numbers(values: Sequence[tuple[str, str]], class_: str) -> Markup:
+    pairs = (element("div", element("dt", name), element("dd", value)) for name, value in values)
+    return element("dl", *pairs, class_=class_)
 
 
 def details(summary: str, *content: str) -> Markup:
@@ -133,6 +146,6 @@ def _matrix(matrix: np.ndarray, names: Sequence[str]) -> Markup:
         element("tbody", *rows),
         class_="matrix",
     )
-    note = join("A row is a true class, a column what the network says. Mistakes are coloured by their share of the row,",
-                f" the strongest {largest:.1%}.")  # fmt: skip
+    note = "A row is a true class, a column what the network says of it. Mistakes are coloured by their share of the"
+    note += f" row, of which the largest is {largest:.1%}."
     return element("div", scrolling(whole, "confusion matrix"), element("p", note, class_="note"))

@@ -11,7 +11,7 @@ from cnn_research.analysis.report.numbers import is_share
 LONGEST = 1000  # points of a line; a screen has not many more
 FIRST = ("loss", "learning_rate")  # quantities that every run has; the task's primary metric comes between
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[int | float, float]]
 
 
 class Line(NamedTuple):
@@ -59,7 +59,7 @@ def chart(
     return element("figure", element("figcaption", title), class_="chart", data_chart=json.dumps(data, allow_nan=False))
 
 
-def _thinned(points: Points) -> list[tuple[float, float]]:
+def _thinned(points: Points) -> list[tuple[int | float, float]]:
     """Returns points that JSON can say, the last among them, in as many digits as a screen shows."""
     finite = [(x, float(f"{y:.6g}")) for x, y in points if math.isfinite(y)]
     stride = math.ceil(len(finite) / LONGEST)
@@ -72,7 +72,7 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Line]]:
     Args:
       records: lines of `metrics.jsonl`. What is no number there, as NaN, has no point; counts have no line.
     """
-    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    lines: dict[str, dict[str, list[tuple[int | float, float]]]] = {}
     for record in records:
         for key, value in record.items():
             split, slash, quantity = key.rpartition("/")

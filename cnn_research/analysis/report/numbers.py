@@ -41,7 +41,7 @@ def magnitude(count: int) -> str:
     return str(count)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Returns a time as people say it: 48 s, 31 min 44 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:

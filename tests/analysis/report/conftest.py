@@ -22,7 +22,7 @@ class Browser:
         shell = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
         flags = ["--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-sandbox"]
         flags += ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-dev-shm-usage"]
-        command = ["sh", "-c", shell, executable, *flags, "about:blank"]
+        command = ["bash", "-c", shell, executable, *flags, "about:blank"]
         self._process = subprocess.Popen(
             command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

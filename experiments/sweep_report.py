@@ -17,7 +17,7 @@ from cnn_research.errors import UserError, nearest
 from cnn_research.training.writers import write_text
 from experiments.arms import short_names
 from experiments.markdown import markdown_table
-from experiments.sweep_results import NOTHING, Group, best, difference, group, pick, read_run
+from experiments.sweep_results import NOTHING, Group, Run, best, difference, group, pick, read_run
 
 SETTLED = 0.2  # share of the training after which curves are shown in full height
 
@@ -36,15 +36,7 @@ def write(workdir: epath.PathLike, metric: str = "") -> tuple[str, dict[str, Any
       UserError: there is no sweep, or no result holds the metric.
     """
     workdir = epath.Path(workdir)
-    if not (workdir / "sweep.json").exists():
-        raise UserError(f"{workdir} holds no sweep: there is no sweep.json in it")
-    sweep = json.loads((workdir / "sweep.json").read_text())
-    metric = metric or sweep["metric"]
-    runs = [read_run(workdir, arm, metric) for arm in sweep["arms"]]
-    results = [run.result for run in runs if run.result]
-    if results and all(pick(result, metric) is None for result in results):
-        known = {key for result in results for key in result if "/" in key}
-        raise UserError(f"no result holds {metric!r}; {nearest(metric, known)}")
+    _, runs, metric = read_sweep(workdir, metric)
     groups = group(runs, metric)
     text = table_text(groups, metric)
     drawn = any(run.curve for run in runs)
@@ -60,6 +52,28 @@ def write(workdir: epath.PathLike, metric: str = "") -> tuple[str, dict[str, Any
         "failed": [run.name for run in runs if run.status == "failed"],
         "table": str(workdir / "table.md"),
     }
+
+
+def read_sweep(workdir: epath.Path, metric: str = "") -> tuple[dict[str, Any], list[Run], str]:
+    """Returns what `sweep.json` says, its arms as far as they have come, and the metric.
+
+    Args:
+      workdir: of the sweep.
+      metric: of `result.json`; the sweep's own unless given.
+
+    Raises:
+      UserError: there is no sweep, or no result holds the metric.
+    """
+    if not (workdir / "sweep.json").exists():
+        raise UserError(f"{workdir} holds no sweep: there is no sweep.json in it")
+    sweep = json.loads((workdir / "sweep.json").read_text())
+    metric = metric or sweep["metric"]
+    runs = [read_run(workdir, arm, metric) for arm in sweep["arms"]]
+    results = [run.result for run in runs if run.result]
+    if results and all(pick(result, metric) is None for result in results):
+        known = {key for result in results for key in result if "/" in key}
+        raise UserError(f"no result holds {metric!r}; {nearest(metric, known)}")
+    return sweep, runs, metric
 
 
 def table_text(groups: Sequence[Group], metric: str) -> str:

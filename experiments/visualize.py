@@ -11,12 +11,10 @@ invert: images that excite classes or channels most, and images made of a layer'
 in the plane, and mistakes.
 
 Without `--images` the pictures come from the run's test split. `--layer` is a name that `experiments.tabulate` lists.
-`--out` gets a PNG a picture, and `index.html` with all of them.
+`--out` gets a PNG a picture; with `--method=all` also `index.html`, the report that `experiments.report` writes.
 """
 
-import html
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +55,7 @@ def main() -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; give a folder")
     # Not at the top: matplotlib takes half a second, and faults of the flags come first.
-    from cnn_research.analysis import gallery
+    from cnn_research.analysis import gallery, report
 
     for method in _METHOD.value:
         if method not in (*gallery.METHODS, "all"):
@@ -65,20 +63,21 @@ def main() -> None:
     every = "all" in _METHOD.value
     view = make_view(analysis.load_run(_WORKDIR.value, _STEP.value))
     out.mkdir(parents=True, exist_ok=True)
-    names: list[str] = []
+    drawn = 0
     began = time.perf_counter()
     methods = [*gallery.METHODS] if every else _METHOD.value
     for method in tqdm(methods, unit="method", disable=None, leave=False):
         try:
             for name, figure in gallery.show(method, view):
                 save(figure, out / f"{name}.png")
-                names.append(name)
+                drawn += 1
         except UserError as error:
             if not every:
                 raise
             print(f"left out: {error}")
-    (out / "index.html").write_text("\n".join(page(str(_WORKDIR.value), names)) + "\n")
-    print(f"{len(names)} pictures drawn into {out} in {time.perf_counter() - began:.0f} s")
+    if every:
+        print(f"report: {report.write_run(view.run, out)}")
+    print(f"{drawn} pictures drawn into {out} in {time.perf_counter() - began:.0f} s")
 
 
 def make_view(run: analysis.Run) -> "gallery.View":
@@ -105,15 +104,6 @@ def make_view(run: analysis.Run) -> "gallery.View":
         given = tuple(label for _, _, label in examples) if labels else ()
     target = names.index(_TARGET.value) if _TARGET.value else None
     return gallery.View(run, images, given, data, labels, _LAYER.value, target)
-
-
-def page(title: str, names: list[str]) -> Iterator[str]:
-    """Yields the lines of a page that shows pictures beside it, one below the other."""
-    yield f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
-    yield "<style>body{font-family:sans-serif;margin:2em}img{max-width:100%}</style>"
-    yield f"<h1>{html.escape(title)}</h1>"
-    for name in names:
-        yield f'<p><img src="{html.escape(name)}.png" alt="{html.escape(name)}"></p>'
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # Folders of tests whose programs run once.
-ONCE = ("attribution", "interop", "launch", "layers", "models", "neurons", "ops", "tasks", "training")
+ONCE = ("attribution", "interop", "launch", "layers", "models", "neurons", "notebooks", "ops", "tasks", "training")
 
 # Before the package is imported: the hook rewrites its modules as they load.
 install_import_hook("cnn_research", "beartype.beartype")

@@ -39,7 +39,8 @@ def test_wheel_holds_the_library_alone(wheel):
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"cnn_research"}
     sources = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "cnn_research").rglob("*.py")}
-    assert sources | {"cnn_research/py.typed"} <= set(names)
+    parts = {f"cnn_research/analysis/report/page.{kind}" for kind in ("css", "html", "js")}
+    assert sources | parts | {"cnn_research/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

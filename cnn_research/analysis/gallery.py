@@ -105,6 +105,17 @@ class View:
         """The layer that was asked for, or one for each scale."""
         return [self.layer] if self.layer else layers.map_layers(self.run.model, self.shape)
 
+    @functools.cached_property
+    def strongest(self) -> list[tuple[str, patches.Strongest, list[int]]]:
+        """For each of `map_layers` what excites its channels most, and the channels with the largest values."""
+        return [*map(self._strongest, self.map_layers())]
+
+    def _strongest(self, layer: str) -> tuple[str, patches.Strongest, list[int]]:
+        run = self.run
+        found = patches.strongest(run.model, run.variables, self.data, layer, PATCHES, prepare=self.prepare)
+        alive = np.flatnonzero(found.values[:, 0] > 0)
+        return layer, found, sorted(alive[np.argsort(-found.values[alive, 0], kind="stable")][:CHANNELS].tolist())
+
 
 def filters(view: View) -> Pictures:
     """First layer as colour tiles, deeper ones as tiles by input channel: a row a filter."""
@@ -125,7 +136,7 @@ def filters(view: View) -> Pictures:
             rows = [[Panel(sheets.signed(tile, scale)) for tile in kernel[:TILES]] for kernel in kernels[:TILES]]
         features, inputs = kernels.shape[:2]
         yield (
-            f"filters_{_plain(layer)}",
+            f"filters_{plain(layer)}",
             sheet(
                 rows,
                 title=f"{layer}: {features} filters of {inputs} {'channel' if inputs == 1 else 'channels'}",
@@ -151,15 +162,15 @@ def activations(view: View) -> Pictures:
 
 def top_patches(view: View) -> Pictures:
     """The images and patches of the data set that excite a channel most."""
-    for layer, found, channels in _strongest(view):
+    for layer, found, channels in view.strongest:
         rows = [_cut(view, layer, found, channel, _pixels(view, found, channel)) for channel in channels]
         title = f"{layer}: the patches that excite a channel most"
-        yield f"top_patches_{_plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title)
+        yield f"top_patches_{plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title)
 
 
 def deconvnet(view: View) -> Pictures:
     """Top patches, and before them their neuron's projection to the pixels."""
-    for layer, found, channels in _strongest(view):
+    for layer, found, channels in view.strongest:
         project = jax.jit(functools.partial(_project, view.run.model, layer))
         rows = []
         for channel in channels:
@@ -170,7 +181,7 @@ def deconvnet(view: View) -> Pictures:
             pixels = _pixels(view, found, channel)
             rows.append([panel for each in (reliefs, pixels) for panel in _cut(view, layer, found, channel, each)])
         title = f"{layer}: deconvnet's projections of the strongest values, and the patches that they come from"
-        yield f"deconvnet_{_plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title, 0.8)
+        yield f"deconvnet_{plain(layer)}", sheet(rows, [f"channel {channel}" for channel in channels], title, 0.8)
 
 
 def _project(model: Any, layer: str, variables: Any, inputs: Array, channel: Array, places: Array) -> Array:
@@ -250,7 +261,7 @@ def maximize(view: View) -> Pictures:
         images = np.asarray(jax.jit(make)(view.run.variables))
         rows.append([Panel(picture, name) for picture, name in zip(images, names, strict=True)])
     yield (
-        f"maximize{'_' + _plain(view.layer) if view.layer else ''}",
+        f"maximize{'_' + plain(view.layer) if view.layer else ''}",
         sheet(rows, [*canvases], "images that excite most, by what they are written in"),
     )
 
@@ -409,14 +420,6 @@ def _features(view: View, names: list[str]) -> dict[str, np.ndarray]:
     return jax.device_get(of_layers(view.run.variables, view.inputs))
 
 
-def _strongest(view: View) -> Iterator[tuple[str, patches.Strongest, list[int]]]:
-    """Yields for each layer what excites its channels most, and the channels with the largest values."""
-    for layer in view.map_layers():
-        found = patches.strongest(view.run.model, view.run.variables, view.data, layer, PATCHES, prepare=view.prepare)
-        alive = np.flatnonzero(found.values[:, 0] > 0)
-        yield layer, found, sorted(alive[np.argsort(-found.values[alive, 0], kind="stable")][:CHANNELS].tolist())
-
-
 def _pixels(view: View, found: patches.Strongest, channel: int) -> np.ndarray:
     """Returns the images that excite a channel most, in 0..1."""
     return view.pixels(view.prepare(jnp.asarray(view.data[found.examples[channel]])))
@@ -435,5 +438,10 @@ def _output_size(view: View) -> tuple[int, ...]:
     return shape[1:-1]
 
 
-def _plain(layer: str) -> str:
+def plain(layer: str) -> str:
+    """Returns a layer's name as files have it in theirs.
+
+    Args:
+      layer: `stage1/block1/conv1`.
+    """
     return layer.replace("/", "_").replace("#", "_")

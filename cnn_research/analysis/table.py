@@ -122,7 +122,7 @@ class Table:
             for row in cells
         ]
         rule = "-" * max(map(len, lines))
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", *self._notes(every)]) + "\n"
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", *self.notes(every)]) + "\n"
 
     def markdown(self, every: bool = False) -> str:
         """Returns the table as GitHub's markdown.
@@ -133,7 +133,7 @@ class Table:
         cells = self._cells(every)
         rule = [":--" if side == "<" else "--:" for side in _sides()]
         lines = [f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:])]
-        return "\n".join([*lines, *(f"\n{note}" for note in self._notes(every))]) + "\n"
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes(every))]) + "\n"
 
     def json(self) -> str:
         """Returns all rows with all their fields, and the totals, as one JSON object with a line for each row."""
@@ -148,8 +148,12 @@ class Table:
         rows = [[cell(row) or NOTHING for cell in COLUMNS.values()] for row in self.shown(every)]
         return [[*COLUMNS], *rows, [cell(total) for cell in COLUMNS.values()]]
 
-    def _notes(self, every: bool) -> list[str]:
-        """Returns the lines below the table."""
+    def notes(self, every: bool = False) -> list[str]:
+        """Returns the lines below the table.
+
+        Args:
+          every: whether every layer has a row, see `shown`.
+        """
         notes = [
             f"{self.name} on one image of {times(self.input_shape)}: {self.params:,} parameters, {self.macs:,} "
             f"multiply-adds, {memory(self.activation_bytes)} of outputs, the largest "

@@ -146,12 +146,20 @@ def _convolve_by_kernel(x: Array, kernel: Array, window: Window) -> Array:
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=lambda x, kernel: _convolve(x, kernel, window))
 
 
+def _convolve_by_images(x: Array, kernel: Array, window: Window) -> Array:
+    """Convolves so that the transpose by the images, their gradient, is fast inside of loops too."""
+    if window.groups > 1 or forms.on_cpu(x.shape, kernel.shape, window) is not forms.plain:
+        return _convolve(x, kernel, window)
+    on_cpu, default = partial(forms.turned, window=window), partial(forms.plain, window=window)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+
+
 @partial(_convolve.defjvp, symbolic_zeros=True)
 def _convolve_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
     parts = []  # one at least, or JAX would not differentiate
     if not isinstance(x_tangent, SymbolicZero):
-        parts.append(_convolve(x_tangent, kernel, window))
+        parts.append(_convolve_by_images(x_tangent, kernel, window))
     if not isinstance(kernel_tangent, SymbolicZero):
         parts.append(_convolve_by_kernel(x, kernel_tangent, window))
     return _convolve(x, kernel, window), sum(parts[1:], parts[0])

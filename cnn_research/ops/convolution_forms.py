@@ -184,6 +184,26 @@ def _seen(
         yield x[:, top : top + height : window.strides[0], left : left + width : window.strides[1]]
 
 
+def turned(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Convolves by a kernel whose transpose has its channels in the order that is fast, without groups.
+
+    XLA for CPUs runs convolutions fast whose kernels have the features last. It turns others, but not inside of loops,
+    where the gradient of the images took 12 times as long (ResNet-20, batch 30, in `lax.scan`).
+    """
+    return lax.conv_general_dilated(
+        x,
+        kernel.swapaxes(2, 3),
+        window.strides,
+        window.widths,
+        rhs_dilation=window.dilation,
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+    )
+
+
 def stored(x: Array) -> Array:
     """Returns its input, past which XLA fuses nothing.
 

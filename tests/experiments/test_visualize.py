@@ -43,8 +43,7 @@ def test_pictures_of_some_methods(run, workdir, tmp_path):
     assert set(names) <= set(pictures) <= {*names, "mistakes"}
     assert all(picture.std() > 0 for picture in pictures.values())
     assert out.splitlines()[-1].startswith(f"{len(pictures)} pictures drawn into {tmp_path} in ")
-    page = (tmp_path / "index.html").read_text()
-    assert all(f'src="{name}.png"' in page for name in pictures)
+    assert not (tmp_path / "index.html").exists()
 
 
 @pytest.mark.slow
@@ -59,6 +58,7 @@ def test_all_methods_of_files(run, workdir, tmp_path):
     code, out, err = run(*flags)
     assert code == 0, err
     assert out.splitlines()[0].startswith("left out: cam needs a network that ends with global average pooling")
+    assert "Integrated gradients" in (tmp_path / "index.html").read_text()
     assert {"occlusion.png", "invert.png", "maximize.png", "embedding_tsne.png"} <= {p.name for p in tmp_path.iterdir()}
 
 

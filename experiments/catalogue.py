@@ -1,0 +1,139 @@
+"""Writes the pages of the documentation that follow from the code: all networks with their counts, and all recipes.
+
+python -m experiments.catalogue --out=docs
+
+Networks are counted as `tabulate` counts them, at the size that they were made for; nothing is computed (but the
+deepest take a minute to trace). What recipes reach is what their docstrings say, where they say it in this form, with
+two spaces or more between the columns:
+
+    Measured on 2 CPU cores, seed 0:
+
+        lenet5  98.6% test accuracy  14 s
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from tqdm import tqdm
+
+from cnn_research import analysis, models
+from cnn_research.analysis.table import times
+from cnn_research.models.classifiers import SHARED
+from experiments import command_line
+from experiments.markdown import markdown_table
+
+RECIPES = Path(__file__).parent / "configs"
+MEASURED = re.compile(r"^Measured on (?P<where>[^\n]+):\n\n(?P<rows>(?:    [^\n]+\n?)+)", re.MULTILINE)
+WRITTEN = "Written by `python -m experiments.catalogue --out=docs`."
+
+_OUT = flags.DEFINE_string("out", "", "the folder for models.md and recipes.md")
+
+
+class Measurement(NamedTuple):
+    """What a recipe reached, in words.
+
+    Attributes:
+      argument: after the recipe's colon.
+      score: on the test split.
+      time: of the training.
+      where: the hardware, and the seed.
+    """
+
+    argument: str
+    score: str
+    time: str
+    where: str
+
+
+def measurements(docstring: str) -> Iterator[Measurement]:
+    """Yields what a recipe's docstring says that it reaches.
+
+    Args:
+      docstring: in the form that this module's shows.
+    """
+    for block in MEASURED.finditer(docstring):
+        for row in block["rows"].splitlines():
+            argument, score, time = re.split(r"\s{2,}", row.strip())
+            yield Measurement(argument, score, time, block["where"])
+
+
+def docstring(path: Path) -> str:
+    """Returns a file's docstring; nothing is run."""
+    return inspect.cleandoc(ast.get_docstring(ast.parse(path.read_text())) or "")
+
+
+def recipes_page() -> Iterator[str]:
+    """Yields the lines of the page on recipes."""
+    documented = {path.name: docstring(path) for path in sorted(RECIPES.glob("*.py"))}
+    rows = [["recipe", "test", "time", "on"]]
+    unmeasured = []
+    for name, text in documented.items():
+        found = [*measurements(text)]
+        rows += [[f"`{name}:{each.argument}`", each.score, each.time, each.where] for each in found]
+        if not found:
+            unmeasured.append(f"- `{name}`: {text.splitlines()[0]}")
+    yield from ("# Recipes", "")
+    yield "A recipe is a file in `experiments/configs`; after the colon stands the network. What the table says is what"
+    yield "`python -m experiments.train --config=experiments/configs/RECIPE --workdir=DIRECTORY` printed. Each file's"
+    yield f"docstring says more. {WRITTEN}"
+    yield from ("", *markdown_table(rows, left=4), "")
+    yield from ("## Not measured", "")
+    yield "These build and are tested, but nobody has run them to their end here. Some of the docstrings say what others"
+    yield "have published."
+    yield from ("", *unmeasured)
+
+
+def models_page() -> Iterator[str]:
+    """Yields the lines of the page on networks."""
+    families: dict[type, list[str]] = {}
+    for name in models.names():
+        families.setdefault(type(models.create(name)), []).append(name)
+    yield from ("# Networks", "")
+    yield "Every network, at the size of the images that it was made for. Parameters are the trainable ones, those of"
+    yield "auxiliary heads included. Multiply-adds are those of convolutions and fully connected layers for one image, as"
+    yield "papers count them. `python -m experiments.tabulate --model=NAME` shows the layers, at any size and with any"
+    yield "fields. The classes' docstrings say what the fields named here mean."
+    yield WRITTEN
+    names = tqdm(models.names(), unit="network", disable=None, leave=False)
+    counted = {name: analysis.tabulate(models.create(name), models.input_shape(name)) for name in names}
+    shared = f"All families have, as far as they apply: {_listed(SHARED)}, and `num_classes`, `dropout_rate`."
+    yield from ("", *_wrapped(shared))
+    for family in sorted(families, key=lambda family: family.__name__.lower()):
+        module: Any = inspect.getmodule(family)
+        rows = [["network", "task", "images", "parameters", "multiply-adds"]]
+        for name in families[family]:
+            table = counted[name]
+            counts = [f"{table.params:,}", f"{table.macs:,}"]
+            rows.append([f"`{name}`", models.task(name).replace("_", " "), times(table.input_shape), *counts])
+        known = {*SHARED, "num_classes", "dropout_rate", "parent", "name"}
+        own = [field.name for field in dataclasses.fields(family) if field.name not in known]  # type: ignore[arg-type]
+        yield from ("", f"## {family.__name__}", "", (module.__doc__ or "").splitlines()[0], "")
+        yield from (*markdown_table(rows, left=3), "")
+        yield from _wrapped(f"Its own fields: {_listed(own)}.")
+
+
+def _listed(fields: Any) -> str:
+    return ", ".join(f"`{field}`" for field in fields)
+
+
+def _wrapped(text: str) -> list[str]:
+    return re.findall(r"\S.{0,117}\S(?=\s|$)", text)
+
+
+def main() -> None:
+    """Writes both pages."""
+    command_line.require("out")
+    for name, lines in (("recipes", recipes_page()), ("models", models_page())):
+        path = Path(_OUT.value) / f"{name}.md"
+        path.write_text("\n".join(lines) + "\n")
+        print(f"{path} is written")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -13,13 +13,15 @@ two spaces or more between the columns:
 
 import ast
 import dataclasses
-import inspect
 import re
-from collections.abc import Iterator
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
+from flax import linen as nn
 from tqdm import tqdm
 
 from cnn_research import analysis, models
@@ -30,6 +32,7 @@ from experiments.markdown import markdown_table
 
 RECIPES = Path(__file__).parent / "configs"
 MEASURED = re.compile(r"^Measured on (?P<where>[^\n]+):\n\n(?P<rows>(?:    [^\n]+\n?)+)", re.MULTILINE)
+COMMON = ("num_classes", "dropout_rate", *SHARED)
 WRITTEN = "Written by `python -m experiments.catalogue --out=docs`."
 
 _OUT = flags.DEFINE_string("out", "", "the folder for models.md and recipes.md")
@@ -51,13 +54,13 @@ class Measurement(NamedTuple):
     where: str
 
 
-def measurements(docstring: str) -> Iterator[Measurement]:
+def measurements(text: str) -> Iterator[Measurement]:
     """Yields what a recipe's docstring says that it reaches.
 
     Args:
-      docstring: in the form that this module's shows.
+      text: the docstring, in the form that this module's shows.
     """
-    for block in MEASURED.finditer(docstring):
+    for block in MEASURED.finditer(text):
         for row in block["rows"].splitlines():
             argument, score, time = re.split(r"\s{2,}", row.strip())
             yield Measurement(argument, score, time, block["where"])
@@ -65,65 +68,70 @@ def measurements(docstring: str) -> Iterator[Measurement]:
 
 def docstring(path: Path) -> str:
     """Returns a file's docstring; nothing is run."""
-    return inspect.cleandoc(ast.get_docstring(ast.parse(path.read_text())) or "")
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
 def recipes_page() -> Iterator[str]:
     """Yields the lines of the page on recipes."""
-    documented = {path.name: docstring(path) for path in sorted(RECIPES.glob("*.py"))}
     rows = [["recipe", "test", "time", "on"]]
     unmeasured = []
-    for name, text in documented.items():
+    for path in sorted(RECIPES.glob("*.py")):
+        text = docstring(path)
         found = [*measurements(text)]
-        rows += [[f"`{name}:{each.argument}`", each.score, each.time, each.where] for each in found]
+        rows += [[f"`{path.name}:{each.argument}`", each.score, each.time, each.where] for each in found]
         if not found:
-            unmeasured.append(f"- `{name}`: {text.splitlines()[0]}")
+            unmeasured.append(f"- `{path.name}`: {text.splitlines()[0]}")
     yield from ("# Recipes", "")
-    yield "A recipe is a file in `experiments/configs`; after the colon stands the network. What the table says is what"
-    yield "`python -m experiments.train --config=experiments/configs/RECIPE --workdir=DIRECTORY` printed. Each file's"
-    yield f"docstring says more. {WRITTEN}"
-    yield from ("", *markdown_table(rows, left=4), "")
-    yield from ("## Not measured", "")
-    yield "These build and are tested, but nobody has run them to their end here. Some of the docstrings say what others"
-    yield "have published."
+    yield from _wrapped(
+        "A recipe is a file in `experiments/configs`; after the colon stands the network. The numbers are what `python "
+        "-m experiments.train --config=experiments/configs/RECIPE --workdir=DIRECTORY` printed; each file's docstring "
+        f"says more. {WRITTEN}"
+    )
+    yield from ("", *markdown_table(rows, left=4), "", "## Not measured", "")
+    yield from _wrapped(
+        "These build and are tested, but have not been run to their end here. Some of their docstrings say what others "
+        "have published."
+    )
     yield from ("", *unmeasured)
 
 
 def models_page() -> Iterator[str]:
     """Yields the lines of the page on networks."""
-    families: dict[type, list[str]] = {}
-    for name in models.names():
+    names = tqdm(models.names(), unit="network", disable=None, leave=False)
+    tables = {name: analysis.tabulate(models.create(name), models.input_shape(name)) for name in names}
+    families: dict[type[nn.Module], list[str]] = {}
+    for name in tables:
         families.setdefault(type(models.create(name)), []).append(name)
     yield from ("# Networks", "")
-    yield "Every network, at the size of the images that it was made for. Parameters are the trainable ones, those of"
-    yield "auxiliary heads included. Multiply-adds are those of convolutions and fully connected layers for one image, as"
-    yield "papers count them. `python -m experiments.tabulate --model=NAME` shows the layers, at any size and with any"
-    yield "fields. The classes' docstrings say what the fields named here mean."
-    yield WRITTEN
-    names = tqdm(models.names(), unit="network", disable=None, leave=False)
-    counted = {name: analysis.tabulate(models.create(name), models.input_shape(name)) for name in names}
-    shared = f"All families have, as far as they apply: {_listed(SHARED)}, and `num_classes`, `dropout_rate`."
-    yield from ("", *_wrapped(shared))
+    yield from _wrapped(
+        "Every network, at the size of the images that it was made for. Parameters are the trainable ones, those of "
+        "auxiliary heads included. Multiply-adds are those of convolutions and fully connected layers for one image, "
+        "as papers count them. `python -m experiments.tabulate --model=NAME` shows the layers, at any size and with "
+        f"any fields. {WRITTEN}"
+    )
+    yield ""
+    yield from _wrapped(
+        f"What a field means stands in the class's docstring. As far as they apply, all have {_listed(COMMON)}."
+    )
     for family in sorted(families, key=lambda family: family.__name__.lower()):
-        module: Any = inspect.getmodule(family)
         rows = [["network", "task", "images", "parameters", "multiply-adds"]]
         for name in families[family]:
-            table = counted[name]
+            table = tables[name]
             counts = [f"{table.params:,}", f"{table.macs:,}"]
             rows.append([f"`{name}`", models.task(name).replace("_", " "), times(table.input_shape), *counts])
-        known = {*SHARED, "num_classes", "dropout_rate", "parent", "name"}
-        own = [field.name for field in dataclasses.fields(family) if field.name not in known]  # type: ignore[arg-type]
-        yield from ("", f"## {family.__name__}", "", (module.__doc__ or "").splitlines()[0], "")
-        yield from (*markdown_table(rows, left=3), "")
+        fields = [field.name for field in dataclasses.fields(family)]  # type: ignore[arg-type]
+        own = [field for field in fields if field not in (*COMMON, "parent", "name")]
+        title = (sys.modules[family.__module__].__doc__ or "").splitlines()[0]
+        yield from ("", f"## {family.__name__}", "", title, "", *markdown_table(rows, left=3), "")
         yield from _wrapped(f"Its own fields: {_listed(own)}.")
 
 
-def _listed(fields: Any) -> str:
+def _listed(fields: Iterable[str]) -> str:
     return ", ".join(f"`{field}`" for field in fields)
 
 
 def _wrapped(text: str) -> list[str]:
-    return re.findall(r"\S.{0,117}\S(?=\s|$)", text)
+    return textwrap.wrap(text, 120, break_on_hyphens=False)
 
 
 def main() -> None:

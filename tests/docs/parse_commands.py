@@ -10,7 +10,7 @@ import sys
 from absl import flags
 
 from cnn_research import models
-from experiments import arms, command_line
+from experiments import arms
 from launch import submit
 
 LOCAL = {"--processes", "--devices", "--grace"}
@@ -29,7 +29,8 @@ def check(words):
 
 
 def parse(module, arguments):
-    for name in [name for name in sys.modules if name.startswith("experiments.")]:
+    """Parses arguments with a script's flags alone: scripts are imported anew, all flags defined before are gone."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
         del sys.modules[name]
     for flag in list(flags.FLAGS):
         delattr(flags.FLAGS, flag)

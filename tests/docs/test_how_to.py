@@ -66,12 +66,14 @@ def copy(tmp_path):
 
 
 def test_what_the_pages_add_goes_together(copy):
-    """All files and changes of all pages at once give a package that knows what was added."""
+    """All files and changes of all pages at once give a package that knows what was added, in the common style."""
     for page in PAGES:
         for block in blocks(page):
             if block["title"]:
                 write(block, copy)
     run(copy, sys.executable, "-c", ADDED)
+    for command in (["check"], ["format", "--check"]):
+        run(copy, sys.executable, "-m", "ruff", *command, "--quiet", "cnn_research", "experiments", "tests/models")
 
 
 def test_every_page_has_commands():

@@ -35,6 +35,7 @@ test-slow: .venv/installed-torch  ## run the long tests too, those against PyTor
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[docs]"
 	@touch $@
 
+# The variable keeps Material from advertising its successor.
 docs: .venv/installed-docs  ## build the documentation's site in build/site; a link that leads nowhere fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

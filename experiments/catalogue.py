@@ -83,11 +83,10 @@ def recipes_page() -> Iterator[str]:
             unmeasured.append(f"- `{path.name}`: {text.splitlines()[0]}")
     yield from ("# Recipes", "")
     yield from _wrapped(
-        "A recipe is a file in `experiments/configs`; after the colon stands the network. The numbers are what `python "
-        "-m experiments.train --config=experiments/configs/RECIPE --workdir=DIRECTORY` printed; each file's docstring "
-        f"says more. {WRITTEN}"
+        "A recipe is a file in `experiments/configs`; after the colon stands the network. The numbers are what "
+        "`experiments.train` printed; each file's docstring gives the command and says more."
     )
-    yield from ("", *markdown_table(rows, left=4), "", "## Not measured", "")
+    yield from ("", WRITTEN, "", *markdown_table(rows, left=4), "", "## Not measured", "")
     yield from _wrapped(
         "These build and are tested, but have not been run to their end here. Some of their docstrings say what others "
         "have published."
@@ -106,13 +105,10 @@ def models_page() -> Iterator[str]:
     yield from _wrapped(
         "Every network, at the size of the images that it was made for. Parameters are the trainable ones, those of "
         "auxiliary heads included. Multiply-adds are those of convolutions and fully connected layers for one image, "
-        "as papers count them. `python -m experiments.tabulate --model=NAME` shows the layers, at any size and with "
-        f"any fields. {WRITTEN}"
+        "as papers count them. `experiments.tabulate` shows the layers, at any size and with any fields."
     )
-    yield ""
-    yield from _wrapped(
-        f"What a field means stands in the class's docstring. As far as they apply, all have {_listed(COMMON)}."
-    )
+    yield from ("", WRITTEN, "")
+    yield from _wrapped(f"As far as they apply, all have the fields {_listed(COMMON)}.")
     for family in sorted(families, key=lambda family: family.__name__.lower()):
         rows = [["network", "task", "images", "parameters", "multiply-adds"]]
         for name in families[family]:
@@ -124,6 +120,7 @@ def models_page() -> Iterator[str]:
         title = (sys.modules[family.__module__].__doc__ or "").splitlines()[0]
         yield from ("", f"## {family.__name__}", "", title, "", *markdown_table(rows, left=3), "")
         yield from _wrapped(f"Its own fields: {_listed(own)}.")
+        yield from ("", f"[What they mean](reference/models.md#{family.__module__}.{family.__name__}).")
 
 
 def _listed(fields: Iterable[str]) -> str:

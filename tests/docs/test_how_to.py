@@ -1,4 +1,7 @@
-"""The how-tos do what they say: their files are written, their changes made and their commands run, in a copy."""
+"""The how-tos do what they say: their files are written, their changes made and their commands run, in a copy.
+
+So does the Python of the guide to analysis.
+"""
 
 import os
 import re
@@ -7,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from cnn_research import training
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted((REPOSITORY / "docs" / "how_to").glob("*.md"))
@@ -99,3 +105,14 @@ def test_a_page_as_it_is_written(page, copy):
             assert block["kind"] == "text"
             for line in block["text"].splitlines():
                 assert line in written, written
+
+
+@pytest.mark.slow
+def test_the_guide_to_analysis(digits_config, tmp_path, monkeypatch):
+    training.train(digits_config(), tmp_path / "runs" / "digits_lenet5", jax.devices()[:1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    pieces = [block["text"] for block in blocks(REPOSITORY / "docs/guides/restore.md") if block["kind"] == "python"]
+    for piece in pieces:
+        exec(piece, {})
+    assert {"curves.png", "digits_lenet5.safetensors"} <= {path.name for path in tmp_path.iterdir()}

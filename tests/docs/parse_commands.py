@@ -38,7 +38,7 @@ def parse(module, arguments):
     sys.argv = [module, *arguments]
     importlib.import_module("experiments.command_line")._parse(sys.argv)
     given = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
-    if "--model" in given and not given["--model"].isupper():
+    if "--model" in given:
         models.task(given["--model"])
     if "--sweep" in given:
         recipe, sweep = given["--config"], given["--sweep"]

@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 DEMO := runs/digits_lenet5
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow docs lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,14 @@ test: .venv/installed  ## run the tests
 
 test-slow: .venv/installed-torch  ## run the long tests too, those against PyTorch among them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[docs]"
+	@touch $@
+
+# The variable keeps Material from advertising its successor.
+docs: .venv/installed-docs  ## build the documentation's site in build/site; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/installed  ## check style, imports between the floors, and types
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """The wheel holds the library alone, and is enough to create, restore and apply a network."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import jax
 import pytest
+import yaml
 
+import cnn_research
 from cnn_research import training
 
 REPOSITORY = Path(__file__).parents[1]
@@ -56,3 +59,11 @@ def test_wheel_in_an_empty_environment(wheel, digits_config, tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split("\n")[-2] == f"(2, 10) {round(result['test/accuracy'], 6)}"
+
+
+def test_the_release_has_one_version():
+    """That of the package is the changelog's newest and the citation's."""
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text()
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, re.MULTILINE)
+    assert versions[0] == citation["version"] == cnn_research.__version__

@@ -125,13 +125,13 @@ def _wide(sums: Any) -> Any:
 
 
 def check_classes(source: Source, config: ConfigDict) -> None:
-    """Refuses a data set with more classes than the network has outputs.
+    """Refuses a data set with more classes than the network has outputs, where those are of classes.
 
     Raises:
       UserError: naming both numbers.
     """
     names = class_names(source, config)
-    if len(names) > config.model.num_classes:
+    if len(names) > config.model.get("num_classes", len(names)):
         raise UserError(
             f"data set {source.name!r} has {len(names)} classes, model.num_classes is {config.model.num_classes}"
         )

@@ -9,8 +9,12 @@ an accelerator: `cifar10.py:resnet110_cifar,paper`. The sweeps take their recipe
 python -m experiments.sweep --config=experiments/configs/cifar10.py --sweep=skips --workdir=runs/skips
 python -m experiments.sweep --config=experiments/configs/cifar10.py:resnet110_cifar,paper --sweep=skips --workdir=runs/b
 
-Test accuracy, seed 0, and time on 2 CPU cores, about: lenet5_modern 66.6%, 6 minutes; vgg11 81.3%, 12 minutes;
-nin_cifar 73.0%, 20 minutes; resnet20_cifar 84.3%, 33 minutes.
+Measured on 2 CPU cores, seed 0:
+
+    lenet5_modern   66.6% accuracy  about 6 min
+    vgg11           81.3% accuracy  about 12 min
+    nin_cifar       73.0% accuracy  about 20 min
+    resnet20_cifar  84.3% accuracy  33 min
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,11 @@
 
 python -m experiments.train --config=experiments/configs/mnist.py:lenet5 --workdir=runs/mnist_lenet5
 
-lenet5: 0.71% test error (seed 0) after 20 epochs with shifts by up to 2 pixels; 4 min 20 s on 2 CPU cores. The paper
-has 0.95% without distortions and 0.8% with (section III.C).
+20 epochs with shifts by up to 2 pixels.
+
+Measured on 2 CPU cores, seed 0:
+
+    lenet5  99.29% accuracy: an error of 0.71%; the paper has 0.95% without distortions, 0.8% with  4 min 20 s
 """
 
 from ml_collections import ConfigDict

@@ -2,13 +2,15 @@
 
 python -m experiments.train --config=experiments/configs/shapes_detection.py:yolo --workdir=runs/shapes_yolo
 
-The argument is a network that finds objects, in a body small enough for two CPU cores. Test AP50 (PASCAL VOC's average
-precision at an IoU of 0.5) and COCO's AP, seed 0, and time there, about: yolo 95.7%, 68.0%, 8 minutes; faster_rcnn
-91.8%, 70.1%, 2 min 26 s.
+The argument is a network that finds objects, in a body small enough for two CPU cores. AP50 is PASCAL VOC's average
+precision at an IoU of 0.5. `fast_rcnn` and `rcnn` are given the regions of selective search, which are made first, at
+about 20 ms an image and core; 98% of the objects have one with an IoU of at least 0.5. R-CNN's last two steps are its
+phases: the machines, then the boxes.
 
-`fast_rcnn` and `rcnn` are given the regions of selective search, which are made first, at about 20 ms an image and
-core; 98% of the objects have one with an IoU of at least 0.5. Their AP50 is not measured yet; it is to be above 70%, in
-less than 15 minutes there. R-CNN's last two steps are its phases: the machines, then the boxes.
+Measured on 2 CPU cores, seed 0:
+
+    yolo         95.7% AP50, 68.0% COCO's AP  about 8 min
+    faster_rcnn  91.8% AP50, 70.1% COCO's AP  2 min 26 s
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,12 @@
 
 python -m experiments.train --config=experiments/configs/shapes_localization.py --workdir=runs/shapes_localizer
 
-The body is a ResNet-18 of half the width, small enough for two CPU cores. Test localization accuracy (the class right
-and an IoU of at least 0.5), seed 0: 99.0%, mean IoU 0.89; in about 8 minutes there.
+The body is a ResNet-18 of half the width, small enough for two CPU cores. Localization accuracy asks for the class and
+an IoU of at least 0.5.
+
+Measured on 2 CPU cores, seed 0:
+
+    localizer  99.0% localization accuracy, mean IoU 0.89  about 8 min
 """
 
 from collections.abc import Iterator

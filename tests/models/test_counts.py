@@ -1,7 +1,9 @@
 """The exact parameters and multiply-adds of every network, and what every layer gives, at its paper's input size."""
 
 import importlib
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +73,12 @@ def no_receptive_fields(monkeypatch):
 
 def test_every_network_has_its_count():
     assert models.names() == sorted(COUNTS)
+
+
+def test_the_documentation_has_these_counts():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` .*\| +([\d,]+) \| +([\d,]+) \|$", page, re.MULTILINE)
+    assert {name: tuple(int(count.replace(",", "")) for count in counts) for name, *counts in rows} == COUNTS
 
 
 @pytest.mark.parametrize("name", ["resnet1001_cifar", pytest.param("resnet1202_cifar", marks=pytest.mark.slow)])

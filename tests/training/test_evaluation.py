@@ -8,14 +8,26 @@ import pytest
 
 from cnn_research import training
 from cnn_research.data.augmentation import Augmentation
+from cnn_research.errors import UserError
 from cnn_research.metrics import records
 from cnn_research.tasks import RecordTask
 from cnn_research.tasks.average_precision import AveragePrecision
 from cnn_research.training import evaluation
-from cnn_research.training.evaluation import Evaluator, open_split
+from cnn_research.training.evaluation import Evaluator, check_classes, open_split
 from cnn_research.training.parallel import make_parallel
 from cnn_research.training.program import make_program
 from cnn_research.training.step import Preprocessing
+
+
+def test_classes_are_compared_where_a_network_has_some(digits_config):
+    config = digits_config()
+    source = open_split(config, "train")
+    check_classes(source, config)
+    config.model.num_classes = 9
+    with pytest.raises(UserError, match="has 10 classes, model"):
+        check_classes(source, config)
+    del config.model.num_classes
+    check_classes(source, config)
 
 
 def test_sums_over_a_split_hold_more_than_32_bits(digits_config, monkeypatch):

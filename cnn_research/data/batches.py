@@ -101,8 +101,8 @@ def write_proposals(
 def _unsearched(source: Source, missing: Proposals) -> str:
     search = missing.search
     return (
-        f"no proposals of it are in {missing.folder}; make them: python -m experiments.propose"
-        f" --dataset={source.name} --split={source.split} --mode={search.mode} --width={search.width}"
+        f"no proposals of it are in {missing.folder}; make them: python -m experiments.propose --dataset={source.name}"
+        f" --split={source.split} --mode={search.mode} --width={search.width} --out={missing.base}"
     )
 
 

@@ -36,6 +36,11 @@ class Proposals:
     search: SelectiveSearch
     count: int
 
+    @property
+    def base(self) -> str:
+        """The folder of all proposals."""
+        return str(epath.Path(self.folder).parent.parent)
+
     def find(self, encoded: bytes) -> Corners | None:
         """Returns what was found in an image; None where it was not searched.
 

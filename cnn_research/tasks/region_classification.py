@@ -47,7 +47,8 @@ class RegionClassification(AveragePrecision):
       box_foreground: IoU with an object from which on a region's regressors learn its box.
       ridge: weight of the regressors' penalty.
       regions_at_once: of an image, outside of training.
-      score_threshold: a margin of not more than this is no detection.
+      score_threshold: a margin of not more than this is no detection; the paper's code keeps 40 an image and class,
+        however low.
       nms_threshold: of two detections of a class with a larger IoU the worse goes.
       max_detections: of an image at most.
     """
@@ -61,7 +62,7 @@ class RegionClassification(AveragePrecision):
     box_foreground: float = 0.6
     ridge: float = 1000.0
     regions_at_once: int = 128
-    score_threshold: float = -1.0
+    score_threshold: float = -10.0
     nms_threshold: float = 0.3
     max_detections: int = 100
 

@@ -169,11 +169,13 @@ def make_feed(
 
 def _search(source: Source, wanted: Proposals) -> None:
     """Searches what was not searched before; processes of one file system wait for the one that does."""
-    epath.Path(wanted.folder).mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(epath.Path(wanted.folder) / ".lock"):
-        if is_searched(source, wanted):
-            return
-        watch_search(source, wanted)
+    folder = epath.Path(wanted.folder)
+    with contextlib.ExitStack() as held:
+        if "://" not in wanted.folder:  # buckets have no locks
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(filelock.FileLock(folder / ".lock"))
+        if not is_searched(source, wanted):
+            watch_search(source, wanted)
 
 
 def watch_search(source: Source, wanted: Proposals, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> None:

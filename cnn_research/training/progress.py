@@ -37,7 +37,8 @@ class Progress:
         elif self._speaks:
             elapsed = time.monotonic() - self._began
             left = elapsed / max(step - self._start, 1) * (self._total - step)
-            self.say(f"{self._unit} {step}/{self._total}  {describe(values)}  left {tqdm.format_interval(left)}")
+            words = f"{self._unit} {step}/{self._total}", describe(values), f"left {tqdm.format_interval(left)}"
+            self.say("  ".join(filter(None, words)))
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""

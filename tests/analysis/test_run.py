@@ -152,7 +152,7 @@ def test_other_weights_and_other_images(run, tmp_path):
     again = run.with_weights(tmp_path / "weights.safetensors")
     jax.tree.map(np.testing.assert_array_equal, again.variables, run.variables)
     safetensors.save({"params": {"C1": {"kernel": np.zeros((5, 5, 1, 6))}}}, tmp_path / "part.safetensors")
-    with pytest.raises(UserError, match="does not fit the run's network: missing params/C3/bias"):
+    with pytest.raises(UserError, match="does not fit the run's network: missing params/C1/bias"):
         run.with_weights(tmp_path / "part.safetensors")
     with pytest.raises(UserError, match="LeNet-5 takes images of 32x32"):
         run.with_data(image_size=(40, 40))

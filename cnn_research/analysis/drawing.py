@@ -17,7 +17,7 @@ from cnn_research.analysis.layout import Layout, lay_out
 COLUMNS, LANES = 45, 7  # what fits on a page
 MARGIN = 0.2
 
-# Colours of what layers do, and what their kinds begin with.
+# Colours of what layers do, and these layers' kinds.
 COLOURS = {
     "input": ("#c9ced6", (IMAGES,)),
     "convolution": ("#f6c667", ("Conv", "PartialConv", "LocalConv", "DenseConv")),

@@ -14,6 +14,7 @@ from etils import epath
 from cnn_research.errors import UserError, nearest
 from experiments import command_line, networks
 
+MOST_PIXELS = 2**16  # along a side, that matplotlib draws
 SUFFIXES = (".pdf", ".png", ".svg")
 
 _OUT = flags.DEFINE_string("out", "", f"the file, which ends in {', '.join(SUFFIXES)}")
@@ -41,11 +42,16 @@ def main() -> None:
     if _INSIDE.value and _INSIDE.value not in whole.modules():
         raise UserError(f"--inside={_INSIDE.value} is no module; {nearest(_INSIDE.value, whole.modules())}")
     shown = graph.inside(whole, _INSIDE.value) if _INSIDE.value else whole
+    figure = drawing.draw(shown, _DEPTH.value)
+    if out.suffix == ".png" and max(figure.get_size_inches()) * figure.dpi >= MOST_PIXELS:
+        raise UserError(
+            f"--depth={_DEPTH.value} makes too large a picture of {network.name}; give less, or --out=FILE.svg"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     # Words stay words, and the same network the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnn_research"}), out.open("wb") as file:
         metadata = {} if out.suffix == ".png" else {"CreationDate" if out.suffix == ".pdf" else "Date": None}
-        drawing.draw(shown, _DEPTH.value).savefig(file, format=out.suffix[1:], metadata=metadata)
+        figure.savefig(file, format=out.suffix[1:], metadata=metadata)
     print(f"{network.name} drawn into {out}")
 
 

@@ -17,7 +17,7 @@ from cnn_research.analysis.layout import Layout, lay_out
 COLUMNS, LANES = 45, 7  # what fits on a page
 MARGIN = 0.2
 
-# Colours of what layers do, and what their kinds begin with.
+# Colours of what layers do, and these layers' kinds.
 COLOURS = {
     "input": ("#c9ced6", (IMAGES,)),
     "convolution": ("#f6c667", ("Conv", "PartialConv", "LocalConv", "DenseConv")),
@@ -149,7 +149,7 @@ def _draw_block(axes: Axes, block: Block) -> None:
         _draw_sign(axes, block.center, node.kind, block.width / 2)
     else:
         colour, _ = COLOURS[_group(node)]
-        if any(each.kind == ADD for each in node.inside):
+        if sum(each.kind == ADD for each in node.inside) == 1:
             _draw_skip(axes, block)
         left, right = x - block.width / 2, x + block.width / 2
         low, high = y - block.height / 2, y + block.height / 2
@@ -196,7 +196,7 @@ def _draw_cuboid(axes: Axes, left: float, right: float, low: float, high: float,
 
 
 def _draw_skip(axes: Axes, block: Block) -> None:
-    """Draws the arrow over a module that adds what it takes to what it makes of it."""
+    """Draws the way around a module that has one sum: it adds what it takes to what it makes of it."""
     (x, y), reach = block.center, block.half + 0.05
     height = y + block.above + 0.1
     corners = [(x - reach, y), (x - reach, height), (x + reach, height), (x + reach, y)]

@@ -159,7 +159,8 @@ class _Reader:
             self._nodes[name] = Node(name, row.kind, row.output_shape or (), inputs, row)
             return frozenset([name])
         if name in self._joins and len(sources) == 1:
-            self._given.setdefault(*sources, name)
+            [made] = sources
+            self._given.setdefault(made, name)
         return sources
 
     def _ordered(self, sources: Sources) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from cnn_research import analysis, training
+from cnn_research.data.corruption import parse_corruption
 from cnn_research.data.images import ImageSpec, decode, resize
 from cnn_research.data.order import Shuffled
 from cnn_research.data.windows import RandomWindows
@@ -142,3 +145,19 @@ def test_export_starts_another_run(run, digits_config, tmp_path):
 def test_directory_without_a_run(tmp_path):
     with pytest.raises(UserError, match=r"holds no run: there is no config.json"):
         analysis.load_run(tmp_path)
+
+
+def test_other_weights_and_other_images(run, tmp_path):
+    run.export(tmp_path / "weights.safetensors")
+    again = run.with_weights(tmp_path / "weights.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again.variables, run.variables)
+    safetensors.save({"params": {"C1": {"kernel": np.zeros((5, 5, 1, 6))}}}, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match="does not fit the run's network: missing params/C1/bias"):
+        run.with_weights(tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match="LeNet-5 takes images of 32x32"):
+        run.with_data(image_size=(40, 40))
+    other = run.with_data(name="digits", resize="pad")
+    assert (other.program.config.data.resize, run.config.data.resize) == ("pad", "stretch")
+    corrupted = dataclasses.replace(run, corruption=parse_corruption("contrast:5"))
+    [clean], [pale] = (each.open_split("train[:1]").read([0]) for each in (run, corrupted))
+    assert np.ptp(decode(pale["image"], 1)) < 0.2 * np.ptp(decode(clean["image"], 1))

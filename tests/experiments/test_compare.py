@@ -96,7 +96,7 @@ def test_other_data(runs):
 @pytest.mark.parametrize(
     ("script", "flags", "message"),
     [
-        ("compare", ["--out=x"], "give --models=alexnet,vgg16 or --runs="),
+        pytest.param("compare", ["--out=x"], "give --models=alexnet,vgg16 or --runs=", marks=pytest.mark.slow),
         ("compare", ["--models=lenet5,vgg61", "--out=x"], "model 'vgg61' is not known"),
         pytest.param(
             "compare", ["--models=lenet5", "--batch_sizes=0", "--out=x"], "such as 1,8", marks=pytest.mark.slow

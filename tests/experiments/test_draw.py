@@ -39,7 +39,7 @@ def test_the_same_network_gives_the_same_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model=lenet5",), "--out is missing"),
+        pytest.param(("--model=lenet5",), "--out is missing", marks=pytest.mark.slow),
         (("--model=lenet5", "--out=lenet5.bmp"), "--out=lenet5.bmp: a picture's name ends in .pdf, .png, .svg"),
         pytest.param(
             ("--model=resnet20_cifar", "--inside=stage9", "--out=x.svg"), "did you mean 'stage", marks=pytest.mark.slow

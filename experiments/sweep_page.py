@@ -60,6 +60,7 @@ def sweep_page(name: str, sweep: dict[str, Any], groups: Sequence[Group], metric
     if panels := [*_differences(groups, metric)]:
         note = "The mean difference over the seeds that both have, with its 95% confidence interval (Student's t)."
         note += " A full dot: the interval leaves out 0."
+        note += " Of percentages, in points." if is_share(metric) else ""
         body = picker(panels, "Compared with") + element("p", note, class_="note")
         sections.append(Section("Differences", body))
     subtitle = f"{sweep.get('sweep', '')} of {sweep.get('config', '')}"

@@ -158,7 +158,8 @@ def test_pictures_are_inside_the_page(tmp_path):
 
 
 def test_picker_names_each_choice_once():
-    panels = [Panel("all", "a", "1", element("p")), Panel("all", "a", "2", element("p")), Panel("b", "c", "", join("x"))]
+    choices = ("all", "a", "1"), ("all", "a", "2"), ("b", "c", "")
+    panels = [Panel(*choice, element("p")) for choice in choices]
     elements = Reader(picker(panels, "Method", "Layer")).elements
     assert [attrs["label"] for tag, attrs in elements if tag == "optgroup"] == ["all", "b"]
     assert sum(tag == "option" for tag, _ in elements) == 2

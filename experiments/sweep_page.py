@@ -54,11 +54,13 @@ def sweep_page(name: str, sweep: dict[str, Any], groups: Sequence[Group], metric
     """
     sections = [Section("Settings", _settings(groups, metric))]
     if lines := _lines(groups):
-        curves = chart(metric, lines, percent=is_share(metric), settled=SETTLED)
+        title = f"{metric}, thin lines for each seed" if any(line.faint for line in lines) else metric
+        curves = chart(title, lines, percent=is_share(metric), settled=SETTLED)
         sections.append(Section("Curves", curves))
     if panels := [*_differences(groups, metric)]:
         note = "The mean difference over the seeds that both have, with its 95% confidence interval (Student's t)."
         note += " A full dot: the interval leaves out 0."
+        note += " Of percentages, in points." if is_share(metric) else ""
         body = picker(panels, "Compared with") + element("p", note, class_="note")
         sections.append(Section("Differences", body))
     subtitle = f"{sweep.get('sweep', '')} of {sweep.get('config', '')}"

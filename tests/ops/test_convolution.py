@@ -272,6 +272,16 @@ def test_images_are_stored_for_the_kernels_gradient_on_cpu_alone(platform, store
     assert ("inlineable" in lowered.as_text()) == stored
 
 
+def test_gradients_of_images_are_fast_inside_of_loops():
+    """XLA for CPUs turns kernels so that their features are last, which it runs fast, but not inside of loops."""
+    x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
+    assert forms.on_cpu(x.shape, kernel.shape, Window((1, 1), ((1, 1), (1, 1)))) is forms.plain
+    gradient = jax.grad(lambda x: jnp.tanh(convolve(x, kernel, padding=1)).sum())
+    loop = jax.jit(lambda x: jax.lax.scan(lambda x, _: (gradient(x), None), x, length=2)[0])
+    text = loop.lower(x).compile().as_text()
+    assert text.count("dim_labels=b01f_01io->b01f") == text.count("dim_labels=") == 2
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize(
     ("function", "kernel_shape", "groups"),

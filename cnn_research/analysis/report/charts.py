@@ -78,13 +78,14 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Line]]:
             split, slash, quantity = key.rpartition("/")
             if slash and isinstance(value, float):
                 lines.setdefault(quantity, {}).setdefault(split, []).append((record["step"], value))
-    return {
-        quantity: [
-            Line(split, sorted(points), group=1 if split == "train" else 0)
-            for split, points in sorted(of_split.items(), key=lambda pair: pair[0] == "train")
-        ]
-        for quantity, of_split in lines.items()
-    }
+    return {quantity: _by_split(of_split) for quantity, of_split in lines.items()}
+
+
+def _by_split(lines: Mapping[str, list[tuple[int | float, float]]]) -> list[Line]:
+    """Returns a line for each split; training has the second colour, alone too."""
+    splits = sorted(lines, key=lambda split: split == "train")
+    groups = iter([0, *range(2, len(splits) + 2)])
+    return [Line(split, sorted(lines[split]), 1 if split == "train" else next(groups)) for split in splits]
 
 
 def learning_curves(records: Iterable[Mapping[str, Any]], primary: str) -> tuple[list[Markup], list[Markup]]:

@@ -42,10 +42,16 @@ function extent(values) {
   return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 }
 
-function written(value, percent, digits = 4) {
-  if (percent) return `${(100 * value).toFixed(digits > 3 ? 1 : 0)}%`;
-  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) return value.toExponential(digits > 3 ? 2 : 0);
-  return String(Number(value.toPrecision(digits)));
+function written(value, percent) {
+  if (percent) return `${(100 * value).toFixed(2)}%`;
+  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) return value.toExponential(2);
+  return String(Number(value.toPrecision(4)));
+}
+
+/* With as many digits as neighbours on an axis need to differ. */
+function tickText(value, percent, range) {
+  if (percent) return `${(100 * value).toFixed(range < 0.005 ? 2 : range < 0.05 ? 1 : 0)}%`;
+  return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(5)));
 }
 
 class Chart {
@@ -92,7 +98,7 @@ class Chart {
     if (!drawn.length) return;
     const all = drawn.flatMap((line) => line.points);
     this.xs = [...new Set(this.drawn.flatMap((line) => line.points.map(([x]) => x)))].sort((a, b) => a - b);
-    const [left, right] = this.x === "recall" ? [0, 1] : [0, Math.max(1, ...all.map(([x]) => x))];
+    const [left, right] = this.x === "recall" ? [0, 1] : [0, Math.max(1, extent(all.map(([x]) => x))[1])];
     const [low, high] = this.x === "recall" ? [0, 1] : this.height(drawn, left, right);
     const [bottom, top] = [HEIGHT - MARGIN.bottom, MARGIN.top];
     this.across = (x) => MARGIN.left + ((x - left) / (right - left || 1)) * (width - MARGIN.left - MARGIN.right);
@@ -100,11 +106,11 @@ class Chart {
     this.up = (y) => bottom - ((scale(y) - scale(low)) / (scale(high) - scale(low))) * (bottom - top);
     for (const tick of this.log ? logTicks(low, high) : linearTicks(low, high, 5)) {
       shape(this.svg, "line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: this.up(tick), y2: this.up(tick) });
-      shape(this.svg, "text", { x: MARGIN.left - 8, y: this.up(tick) + 4, "text-anchor": "end" }, written(tick, this.percent, 3));
+      shape(this.svg, "text", { x: MARGIN.left - 8, y: this.up(tick) + 4, "text-anchor": "end" }, tickText(tick, this.percent, high - low));
     }
     for (const tick of linearTicks(left, right, width < 400 ? 4 : 6))
       shape(this.svg, "text", { x: this.across(tick), y: HEIGHT - 6, "text-anchor": "middle" },
-        this.x === "recall" ? written(tick, true, 3) : tick.toLocaleString("en"));
+        this.x === "recall" ? tickText(tick, true, 1) : tick.toLocaleString("en"));
     shape(shape(this.svg, "clipPath", { id: `clip-${this.number}` }), "rect",
       { x: MARGIN.left - 4, y: top - 4, width: width - MARGIN.left - MARGIN.right + 8, height: bottom - top + 8 });
     const inside = shape(this.svg, "g", { "clip-path": `url(#clip-${this.number})` });

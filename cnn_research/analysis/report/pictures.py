@@ -45,7 +45,8 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "curves": (SAYS, "Precision and recall", "Of detections, as the score sinks that one must have."),
     "grid": (SAYS, "Predictions", "What the network says of images."),
 }
-_PREDICTION = re.compile(r"\d{5}_(.+)")  # as `experiments.predict` names what it draws
+# As `experiments.predict` names what it draws; its masks of classes are no pictures.
+_PREDICTION, _MASK = re.compile(r"\d{5}_(.+)"), re.compile(r"\d{5}_.+_classes")
 _PLANE = {"pca": "PCA", "tsne": "t-SNE"}
 
 
@@ -82,7 +83,7 @@ def read_pictures(folder: epath.Path, layers: Sequence[str] = (), without: Seque
     found: list[tuple[int, str, str, epath.Path]] = []
     for path in sorted(folder.glob("*.png")) if folder.is_dir() else []:
         method, rest = _parse(path.stem)
-        if method not in without:
+        if method not in without and not _MASK.fullmatch(path.stem):
             place = order.index(method) if method in order else len(order)
             found.append((place, method, spelled.get(rest, _PLANE.get(rest, rest)), path))
     ranks = {layer: rank for rank, layer in enumerate(layers)}

@@ -95,7 +95,7 @@ def _results(run: Run, table: Table, values: Mapping[str, Any], split: str, faul
     if run.result:
         shown += [
             ("training time", duration(run.result["seconds"])),
-            ("images a second, training", number(round(run.result["images_per_second"]))),
+            ("images a second", number(round(run.result["images_per_second"]))),
         ]
     body = tables.tiles(shown)
     if fault:

@@ -27,7 +27,9 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, 
             "tr",
             element("th", row[0], scope="row"),
             *(
-                cell if cell.startswith("<td") else element("td", cell, class_=_side(column, left))
+                cell
+                if isinstance(cell, Markup) and cell.startswith("<td")
+                else element("td", cell, class_=_side(column, left))
                 for column, cell in enumerate(row[1:], start=1)
             ),
         )

@@ -104,6 +104,12 @@ def test_long_lines_are_thinned_to_their_end():
     assert kept == sorted(kept)
 
 
+def test_a_name_that_looks_like_a_cell():
+    read = Reader(tables.table(["class", "text"], [["a", "<td title=x>"]]))
+    assert "<td title=x>" in read.text
+    assert [attrs for tag, attrs in read.elements if tag == "td"] == [{"class": "number"}]
+
+
 def test_confusion_names_the_most_frequent_mistakes():
     matrix = np.array([[8, 2, 0], [0, 10, 0], [5, 0, 15]])
     text = tables.confusion(matrix, ["cat", "dog", "<i>"])
@@ -129,7 +135,9 @@ def write(folder, *names, size=(40, 30)):
 
 def test_pictures_are_found_by_method_and_layer(tmp_path):
     write(tmp_path, "top_patches_stage1_block1_conv1", "top_patches_conv1", "mistakes", "grad_cam_pp", "grad_cam")
-    write(tmp_path, "embedding_tsne", "activations_02", "00003_photo", "confusions", "own_picture")
+    write(
+        tmp_path, "embedding_tsne", "activations_02", "00003_photo", "00003_photo_classes", "confusions", "own_picture"
+    )
     layers = ["conv1", "stage1/block1/conv1"]
     found = read_pictures(epath.Path(tmp_path), layers, without=["confusions"])
     assert [(each.method, each.part) for each in found] == [
@@ -158,7 +166,8 @@ def test_pictures_are_inside_the_page(tmp_path):
 
 
 def test_picker_names_each_choice_once():
-    panels = [Panel("all", "a", "1", element("p")), Panel("all", "a", "2", element("p")), Panel("b", "c", "", join("x"))]
+    choices = ("all", "a", "1"), ("all", "a", "2"), ("b", "c", "")
+    panels = [Panel(*choice, element("p")) for choice in choices]
     elements = Reader(picker(panels, "Method", "Layer")).elements
     assert [attrs["label"] for tag, attrs in elements if tag == "optgroup"] == ["all", "b"]
     assert sum(tag == "option" for tag, _ in elements) == 2

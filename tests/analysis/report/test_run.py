@@ -129,7 +129,10 @@ STATE = """(() => ({
   tip: document.querySelector('.tip').hidden ? '' : document.querySelector('.tip').textContent,
   ground: getComputedStyle(document.body).backgroundColor,
 }))()"""
-CHOOSE = "(([choice, part]) => {{ {0}.value = {1}; {0}.dispatchEvent(new Event('change')); }})(document.querySelectorAll('.picker select'))"  # noqa: E501
+CHOOSE = """(([choice, part]) => {{
+  {0}.value = {1};
+  {0}.dispatchEvent(new Event('change'));
+}})(document.querySelectorAll('.picker select'))"""
 KEY = "document.querySelector('.chart svg').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))"
 
 

@@ -20,10 +20,10 @@ from ml_collections import ConfigDict
 from cnn_research import models, training
 from cnn_research.data.coco import CLASSES
 from cnn_research.errors import UserError, nearest
-from cnn_research.models.faster_rcnn import PYRAMID
+from cnn_research.models.faster_rcnn import PYRAMID, RPN_FIELDS
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "fast_rcnn": PYRAMID | dict(anchor_sizes=()),
+    "fast_rcnn": {field: value for field, value in PYRAMID.items() if field not in RPN_FIELDS} | dict(anchor_sizes=()),
     "faster_rcnn": PYRAMID,
     "mask_rcnn": {},
     "yolo": {},

@@ -34,11 +34,11 @@ def get_config(model: str = "mask_rcnn") -> ConfigDict:
         mask_features=(48, 48),
         mask_size=8,
     )
-    config.duration = "150ep"
+    config.duration = "20ep"
     config.batch_size = 16
     config.eval_batch_size = 8
-    config.eval_every = "25ep"
-    config.checkpoint_every = "25ep"
+    config.eval_every = "10ep"
+    config.checkpoint_every = "10ep"
     config.data.update(name="dsb2018_nuclei", test="val", num_examples=256, image_size=(256, 256))
     config.data.update(crop_size=(128, 128), max_objects=110, mean=(0.05,), std=(0.08,))
     config.augmentation.update(dihedral=True, brightness=0.5, contrast=0.3)

@@ -5,11 +5,15 @@ python -m experiments.train --config=experiments/configs/voc.py:faster_rcnn --co
     --config.init_except='head|box|rpn' --workdir=runs/voc_faster_rcnn
 python -m experiments.train --config=experiments/configs/voc.py:yolo,overfit --workdir=runs/voc_yolo_overfit
 
+`fast_rcnn` and `rcnn` are given regions, which are made before:
+
+python -m experiments.propose --dataset=voc/2007 --split=train+validation+test
+
 The argument is a network that finds objects, and after a comma its recipe: `paper`, if none is given, or `overfit`.
 
 `paper` is meant for an accelerator and for VOC 2007, of which it learns 5,011 photographs and tests on 4,952. None of
-it has been run here. Published AP50, each from a body trained on ImageNet: fast_rcnn 66.9% and faster_rcnn 69.9%
-(VGG-16); with VOC 2012's photographs besides, which this leaves out, yolo 63.4% and fast_yolo 52.7%.
+it has been run here. Published AP50, each from a body trained on ImageNet: rcnn 58.5% (AlexNet), fast_rcnn 66.9% and
+faster_rcnn 69.9% (VGG-16); with VOC 2012's photographs besides, which this leaves out, yolo 63.4% and fast_yolo 52.7%.
 
 `overfit` shows that the program can learn VOC: small networks without augmentation learn 70 photographs of 2012 by
 heart, from scratch, on two CPU cores. AP50 on these is to be above 90%, in less than 30 minutes; not measured yet.
@@ -48,6 +52,16 @@ PAPER: dict[str, dict[str, Any]] = {
     "fast_yolo": YOLO_PAPER,
     "fast_rcnn": RCNN_PAPER | dict(duration="40000"),
     "faster_rcnn": RCNN_PAPER | dict(duration="80000", batch_size=1),
+    # Girshick et al. 2014, arXiv:1311.2524, sections 2.1 and 2.3: 128 regions a step, in images 500 pixels wide.
+    "rcnn": dict(
+        duration="50000",
+        batch_size=16,
+        eval_batch_size=8,
+        loss=dict(regions_drawn=8),
+        data=dict(image_size=(500, 500), resize="fit", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        augmentation=dict(flip=True),
+        optimizer=dict(learning_rate=0.001, schedule="step", milestones=("40%", "80%"), warmup="0"),
+    ),
     # Simonyan & Zisserman 2014, arXiv:1409.1556, appendix A, which localizes on ImageNet.
     "localizer": dict(
         duration="60ep",
@@ -77,6 +91,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "fast_yolo": SMALL_YOLO,
     "fast_rcnn": SMALL_REGIONS,
     "faster_rcnn": SMALL_REGIONS | SMALL_PROPOSALS,
+    "rcnn": dict(
+        body="resnet20_cifar",
+        width=0.5,
+        region_size=32,
+        context=2,
+        machine_layer="stage3",
+        box_layer="stage3",
+        norm="batch",
+        dropout_rate=0.0,
+    ),
     "localizer": dict(body="resnet18", box_layer="stage4", width=0.5, norm="batch", dropout_rate=0.0),
 }
 
@@ -88,7 +112,7 @@ def get_config(model: str = "faster_rcnn") -> ConfigDict:
         raise UserError(f"recipe {recipe!r} is not known; {nearest(recipe, ['paper', 'overfit'])}")
     if name not in PAPER:
         raise UserError(f"{name} finds no boxes in VOC; {nearest(name, PAPER)}")
-    background = models.task(name) == "region_detection"
+    background = models.task(name) in ("region_classification", "region_detection")
     fields = SMALL[name] if recipe == "overfit" else {}
     config = training.default_config(name, num_classes=CLASSES + background, **fields)
     config.data.update(name="voc/2007", train="train+validation", num_examples=5_011)
@@ -105,5 +129,7 @@ def get_config(model: str = "faster_rcnn") -> ConfigDict:
     config.eval_every = config.checkpoint_every = "50ep"
     config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.0, schedule="cosine", warmup="5%")
     if background:
-        config.loss.update(anchors_drawn=64, regions_drawn=64)
+        config.loss.regions_drawn = 64
+    if name == "faster_rcnn":
+        config.loss.anchors_drawn = 64
     return config

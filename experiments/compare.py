@@ -9,6 +9,7 @@ printed too. A network's accuracy is what others have published of it on ImageNe
 Of two runs it also says where they first part: config, examples, logged values, parameters. `--similarity` adds a map
 of how alike the layers of two runs (or of one) represent the same images: linear centered kernel alignment.
 `--receptive_fields` adds how much each pixel matters to a unit in the middle, beside what that sees at all.
+`--correlation` adds a table of how much neighbours in the maps of runs say the same before and after each pooling.
 """
 
 import functools
@@ -22,6 +23,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 from flax import linen as nn
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from cnn_research import analysis, models
@@ -47,6 +49,7 @@ _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8"], "images a forward pass whose time is measured; '' is none")
 _SIMILARITY = flags.DEFINE_boolean("similarity", False, "draw how alike the layers of one or two runs are")
 _FIELDS = flags.DEFINE_boolean("receptive_fields", False, "draw effective receptive fields beside theoretical ones")
+_CORRELATION = flags.DEFINE_boolean("correlation", False, "tell how far the poolings of runs decorrelate neighbours")
 _EXAMPLES = flags.DEFINE_integer("examples", 512, "images of the test split to tell that by, at most", lower_bound=4)
 _OUT = flags.DEFINE_string("out", "", "the folder for the table, the charts and the page")
 
@@ -64,8 +67,12 @@ def main() -> None:
         raise UserError(f"--out={out} is a file; give a folder")
     for name in _MODELS.value:
         models.input_shape(name)  # refuses what is no network before any is measured
-    if _SIMILARITY.value and not _RUNS.value:
-        raise UserError("--similarity is for runs; give --runs with one or two")
+    for flag, given, number in (
+        ("similarity", _SIMILARITY.value, " with one or two"),
+        ("correlation", _CORRELATION.value, ""),
+    ):
+        if given and not _RUNS.value:
+            raise UserError(f"--{flag} is for runs; give --runs{number}")
     runs = (
         {name: analysis.load_run(path, _STEP.value) for name, path in find_runs(_RUNS.value).items()}
         if _RUNS.value
@@ -90,6 +97,8 @@ def main() -> None:
         print("", *divergence.explain(first, second, order), sep="\n")
     if _SIMILARITY.value:
         draw_similarity(runs, out)
+    if _CORRELATION.value:
+        print("", *correlations(runs), sep="\n")
     if _FIELDS.value:
         draw_fields(runs, compared, out)
 
@@ -154,6 +163,25 @@ def table(compared: "Sequence[Entry]") -> list[str]:
     return [*markdown_table(rows, left=1), *notes]
 
 
+def test_images(run: analysis.Run) -> UInt8[np.ndarray, "examples height width channels"]:
+    """Returns the first `--examples` images of a run's test split, at the network's size."""
+    source = open_split(run.config, run.config.data.test)
+    count = min(_EXAMPLES.value, len(source))
+    return load(source, np.arange(count), np.ones(count, bool), image_spec(run.config.data))["image"]
+
+
+def correlations(runs: dict[str, analysis.Run]) -> list[str]:
+    """Returns the lines of a table: a row a pooling."""
+    from cnn_research.analysis import correlation
+
+    rows = [["run", "pooling", "correlation of neighbours before", "after"]]
+    for name, run in runs.items():
+        inputs = run.program.preprocessing.test({"image": jnp.asarray(test_images(run))})["image"]
+        for layer, change in correlation.of_poolings(run.model, run.variables, inputs).items():
+            rows.append([name, layer, *("" if np.isnan(value) else f"{value:.3f}" for value in change)])
+    return markdown_table(rows, left=2) if rows[1:] else ["no network of these runs pools its maps"]
+
+
 def draw_similarity(runs: dict[str, analysis.Run], out: epath.Path) -> None:
     """Draws how alike the layers of two runs are on the first one's test images; of one run with itself."""
     from cnn_research.analysis import similarity
@@ -163,10 +191,7 @@ def draw_similarity(runs: dict[str, analysis.Run], out: epath.Path) -> None:
     spec = image_spec(first.config.data)
     if image_spec(second.config.data).size != spec.size or second.config.data.channels != first.config.data.channels:
         raise UserError("--similarity: the runs' images are not of one size")
-    source = open_split(first.config, first.config.data.test)
-    count = min(_EXAMPLES.value, len(source))
-    images = load(source, np.arange(count), np.ones(count, bool), spec)["image"]
-    alike = similarity.of_runs(first, second, images)
+    alike = similarity.of_runs(first, second, test_images(first))
     figure = similarity.heat_map(alike, names[0], names[1])
     save(figure, out / "similarity.png")
     text = io.StringIO()

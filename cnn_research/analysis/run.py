@@ -93,7 +93,7 @@ class Run:
         return jax.jit(predict)
 
     def predict(
-        self, images: Iterable[UInt8[np.ndarray, "height width channels"]], batch_size: int = 256
+        self, images: Iterable[UInt8[np.ndarray, "_height _width channels"]], batch_size: int = 256
     ) -> dict[str, np.ndarray]:
         """Returns the task's predictions for images of any size, which are brought to the network's.
 

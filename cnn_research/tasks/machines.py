@@ -9,9 +9,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import Ridge
-from sklearn.svm import LinearSVC
 
 NORM = 20.0  # that features have in the mean, which gives `cost` and `ridge` a meaning
 # Of negatives: those above the first margin are hard, and kept until they are below the second.
@@ -56,10 +53,12 @@ class Machine:
         """Learns from the examples, and drops the easy ones; without examples of either kind it stays as it is."""
         if not len(self._positives) or not len(self._negatives):
             return
-        machine = LinearSVC(C=self._cost, loss="hinge", class_weight={1: 2}, intercept_scaling=10.0, random_state=0)
+        from sklearn import exceptions, svm  # not at the top: it takes a second, of every run of whatever task
+
+        machine = svm.LinearSVC(C=self._cost, loss="hinge", class_weight={1: 2}, intercept_scaling=10.0, random_state=0)
         labels = np.repeat([1, -1], [len(self._positives), len(self._negatives)])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is fitted again with more
+            warnings.simplefilter("ignore", exceptions.ConvergenceWarning)  # it is fitted again with more
             machine.fit(np.concatenate([self._positives, self._negatives]), labels)
         self.weights, self.bias = machine.coef_[0], float(machine.intercept_[0])
         self._fitted, self._new = True, 0
@@ -100,6 +99,8 @@ def fit_boxes(samples: Iterable[Mapping[str, np.ndarray]], classes: int, ridge: 
       classes: without the background.
       ridge: weight of the penalty.
     """
+    from sklearn.linear_model import Ridge
+
     kept = [
         (*_rows(sample, "labels", sample["labels"] > 0), sample["offsets"][sample["labels"] > 0]) for sample in samples
     ]

@@ -21,7 +21,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cnn_research import training
-from cnn_research.errors import UserError, nearest
 
 CLASSES = ("RBC", "WBC", "Platelets")
 
@@ -42,18 +41,16 @@ HEAD: dict[str, Any] = dict(
 PROPOSED: dict[str, Any] = dict(
     anchor_sizes=(13.0, 31.0, 56.0), rpn_features=64, candidates=(300, 300), proposals=(128, 64)
 )
-MODELS: dict[str, dict[str, Any]] = {"yolo": YOLO, "fast_rcnn": HEAD, "faster_rcnn": HEAD | PROPOSED}
+REGIONS = {"fast_rcnn": HEAD, "faster_rcnn": HEAD | PROPOSED}
 
 
 def get_config(model: str = "yolo") -> ConfigDict:
-    if model not in MODELS:
-        raise UserError(f"bccd.py has no {model!r}; {nearest(model, MODELS)}")
-    config = training.default_config(model, **MODELS[model])
+    config = training.default_config(model, **REGIONS.get(model, YOLO))
     if model == "fast_rcnn":
         config.data.update(max_proposals=500, proposal_width=320)
     if model == "faster_rcnn":
         config.loss.anchors_drawn = 128
-    if model != "yolo":
+    if model in REGIONS:
         config.loss.regions_drawn = 64
     config.duration = "20ep" if model == "faster_rcnn" else "60ep"
     config.batch_size = 16

@@ -11,7 +11,7 @@ from cnn_research import analysis, training
 from cnn_research.data.images import decode
 from cnn_research.errors import UserError
 from cnn_research.training.evaluation import open_split
-from experiments import command_line, propose
+from experiments import command_line
 
 
 @pytest.fixture
@@ -87,17 +87,16 @@ def test_a_network_takes_regions_or_proposes_them(make_config):
         training.make_program(other)
 
 
-def test_the_script(tmp_path, monkeypatch, capsys):
+def test_the_script(shell, tmp_path):
     flags = dict(dataset="shapes/32x24_train32_test6", split="train[:4]+test", out=str(tmp_path), max=8, workers=1)
-    arguments = ["propose", *(f"--{name}={value}" for name, value in flags.items())]
-    propose.flags.FLAGS.unparse_flags()
-    propose.flags.FLAGS([*arguments, "--shard=1/2"])
-    propose.main()
-    printed = json.loads(capsys.readouterr().out)
+    command = ["propose", *(f"--{name}={value}" for name, value in flags.items())]
+    code, out, err = shell(*command, "--shard=1/2")
+    assert code == 0, err
+    printed = json.loads(out)
     assert printed["images"] == 5
     assert 0.3 < printed["recall"] <= 1
     assert 1 <= printed["proposals"] <= 8
     for shard, message in (("2/2", "give which part of how many"), ("10/20", "the split has 10 images")):
-        propose.flags.FLAGS([*arguments, f"--shard={shard}"])
-        with pytest.raises(UserError, match=message):
-            propose.main()
+        code, out, err = shell(*command, f"--shard={shard}")
+        assert (code, out) == (2, "")
+        assert message in err

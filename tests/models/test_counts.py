@@ -81,7 +81,8 @@ def test_the_documentation_has_these_counts():
     assert {name: tuple(int(count.replace(",", "")) for count in counts) for name, *counts in rows} == COUNTS
 
 
-@pytest.mark.parametrize("name", ["resnet1001_cifar", pytest.param("resnet1202_cifar", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet1001_cifar", "resnet1202_cifar"])
 def test_parameters_alone(name):
     init = partial(models.create(name).init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *models.input_shape(name))))

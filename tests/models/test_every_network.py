@@ -421,11 +421,17 @@ QUICK = ("lenet5_modern", "vgg11", "resnet20_cifar", "unet")
 # What all networks share is among the long tests for those that take long.
 LARGE = (
     *("alexnet", "deconvnet", "fast_rcnn", "fast_yolo", "fcn16s", "googlenet", "localizer", "nin_cifar"),
-    *("rcnn", "resnet101", "resnet110_cifar", "resnet1001_cifar"),
+    *("rcnn", "resnet101", "resnet110_cifar", "resnet1001_cifar", "unet"),
 )
+# Whose own fields another one has, too.
+COVERED = ("fast_rcnn", "resnet1001_cifar")
 
 FIELDS = [
-    pytest.param(name, field.name, marks=pytest.mark.slow if name in LARGE and field.name in SHARED else ())
+    pytest.param(
+        name,
+        field.name,
+        marks=pytest.mark.slow if name in COVERED or (name in LARGE and field.name in SHARED) else (),
+    )
     for name in sorted(DISTINCT)
     for field in dataclasses.fields(models.create(name))
     if field.name not in ("parent", "name")
@@ -480,7 +486,11 @@ def test_the_same_fields_give_the_same_network():
     [
         # GoogLeNet has a test of its own, ResNet-101 two.
         *(
-            pytest.param(name, "float32", marks=pytest.mark.slow if name in ("googlenet", "resnet101") else ())
+            pytest.param(
+                name,
+                "float32",
+                marks=pytest.mark.slow if name in ("fast_rcnn", "fast_yolo", "googlenet", "resnet101") else (),
+            )
             for name in DISTINCT
         ),
         *(pytest.param(name, "bfloat16", marks=() if name in QUICK else pytest.mark.slow) for name in DISTINCT),
@@ -519,7 +529,7 @@ def test_gradients_reach_every_parameter_and_a_step_goes_well(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "deconvnet" else ()) for name in DISTINCT]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("deconvnet", *COVERED) else ()) for name in DISTINCT]
 )
 def test_evaluation_does_not_depend_on_the_other_images(name):
     module, images, init = start(name, CASES[name].base)

@@ -1,6 +1,5 @@
 """Being asked to stop, by real signals."""
 
-import gc
 import os
 import signal
 import threading
@@ -30,14 +29,14 @@ def test_a_request_is_noted_and_nothing_else_happens(number):
 
 
 @pytest.fixture
-def _without_collections():
-    """Keeps the garbage collector's callbacks, hypothesis has one, from swallowing what a signal raises."""
-    gc.disable()
+def _interruptible():
+    """Has Ctrl-C raise KeyboardInterrupt, also where a shell has started pytest in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    gc.enable()
+    signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("_without_collections")
+@pytest.mark.usefixtures("_interruptible")
 def test_a_second_request_ends_the_process_as_ever():
     before = handlers()
     with stop_requests() as requests:

@@ -30,7 +30,7 @@ def builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
     base, _, text = name.partition("/")
     if base not in NAMES:
         raise UserError(f"no embedded data set {base!r}; {nearest(base, NAMES)}")
-    with quiet():
+    with quiet(), undamaged(f"data set {name!r} in {data_dir}"):
         if base == "digits":
             if text:
                 raise UserError(f"digits has no configs, but was asked for {name!r}; give digits alone")
@@ -67,6 +67,25 @@ def prepare(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
         except OSError as error:
             raise UserError(f"cannot prepare {name} in {data_dir}: {error}; give a folder to write in") from error
         return made
+
+
+@contextlib.contextmanager
+def undamaged(what: str, *known: type[Exception]) -> Iterator[None]:
+    """Says in one line what libraries, each in its own way, find wrong in damaged files.
+
+    Args:
+      what: is read.
+      *known: exceptions that mean something else.
+
+    Raises:
+      UserError: the files are damaged.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, OSError, ImportError, *known)):
+            raise
+        raise UserError(f"{what} is damaged: {type(error).__name__}: {error}; prepare it again") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """TFDS splits as random-access sources, read without TensorFlow."""
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -81,7 +80,7 @@ class Source:
         parse: Callable[[Any], dict[str, Any]] = self._renamed
         if isinstance(records, array_record.ArrayRecordDataSource):
             records, parse = records.data_source, functools.partial(_parse, self.image, mask, objects)
-        with _undamaged(f"split {self.split!r} of data set {self.name!r}"):
+        with embedded.undamaged(f"split {self.split!r} of data set {self.name!r}"):
             first = parse(records[indices[0]])
             if len(first["image"]) < SMALL_FILE:
                 yield from map(parse, records.__getitems__(list(indices)))
@@ -139,10 +138,12 @@ def find(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
     if name.split("/")[0] in embedded.NAMES:
         return embedded.prepare(name, next(folders(data_dir)))
     if (epath.Path(name).expanduser() / "dataset_info.json").exists():
-        return tfds.builder_from_directory(epath.Path(name).expanduser())
+        with embedded.undamaged(f"data set {name!r}"):
+            return tfds.builder_from_directory(epath.Path(name).expanduser())
     for folder in folders(data_dir):
         try:
-            return read_only_builder.builder_from_files(name, data_dir=folder)
+            with embedded.undamaged(f"data set {name!r} in {folder}", ValueError):
+                return read_only_builder.builder_from_files(name, data_dir=folder)
         except registered.DatasetNotFoundError:
             continue
         except ValueError as error:  # a name that TFDS cannot parse
@@ -180,8 +181,7 @@ def open_source(name: str, split: str, data_dir: str = "", image: str = "image")
     Raises:
       UserError: no such data set or split, a format without random access, or an empty split.
     """
-    with _undamaged(f"data set {name!r}"):
-        builder = find(name, data_dir)
+    builder = find(name, data_dir)
     images = {key: tfds.decode.SkipDecoding() for key, feature in builder.info.features.items() if _is_image(feature)}
     try:
         examples = builder.as_data_source(split=split, decoders=images)
@@ -194,17 +194,6 @@ def open_source(name: str, split: str, data_dir: str = "", image: str = "image")
         known = ", ".join(f"{key} ({info.num_examples})" for key, info in builder.info.splits.items())
         raise UserError(f"data set {name!r} has no examples in split {split!r}; its splits are {known}") from error
     return Source(name, split, examples, builder.info.features, image)
-
-
-@contextlib.contextmanager
-def _undamaged(what: str) -> Iterator[None]:
-    """Says in one line what libraries, each in its own way, find wrong in damaged files."""
-    try:
-        yield
-    except (UserError, OSError, ImportError):  # which say it themselves
-        raise
-    except Exception as error:
-        raise UserError(f"{what} is damaged: {type(error).__name__}: {error}; prepare it again") from error
 
 
 def _parse(image: str, mask: str, objects: bool, record: bytes) -> dict[str, Any]:

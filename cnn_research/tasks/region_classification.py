@@ -21,7 +21,7 @@ from cnn_research.layers.taps import record
 from cnn_research.ops.boxes import area, clip, decode, encode, iou
 from cnn_research.tasks import machines
 from cnn_research.tasks.average_precision import AveragePrecision
-from cnn_research.tasks.region_detection import given_regions, region_metrics, summed, truth_of
+from cnn_research.tasks.region_detection import check_fields, given_regions, region_metrics, summed, truth_of
 from cnn_research.tasks.region_loss import Detected, Truth, best_of_classes, draw_regions
 from cnn_research.tasks.task import Batch, Ratio, Variables
 
@@ -69,14 +69,8 @@ class RegionClassification(AveragePrecision):
     phases: ClassVar[tuple[str, ...]] = ("machines", "box")
 
     def __post_init__(self):
-        for field in ("foreground", "positives", "machine_background", "box_foreground", "nms_threshold"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"loss.{field}={getattr(self, field)} is no share; give a number from 0 to 1")
-        if len(self.background) != 2 or not 0 <= self.background[0] <= self.background[1] <= 1:
-            raise UserError(f"loss.background={self.background} is no range of IoUs; give two, such as (0.0, 0.5)")
-        for field in ("regions_drawn", "regions_at_once", "max_detections"):
-            if getattr(self, field) < 1:
-                raise UserError(f"loss.{field}={getattr(self, field)} is out of range; give 1 or more")
+        shares = ("foreground", "positives", "machine_background", "box_foreground", "nms_threshold")
+        check_fields(self, shares, counts=("regions_drawn", "regions_at_once", "max_detections"))
         for field in ("machine_cost", "ridge"):
             if not 0 < getattr(self, field) < math.inf:
                 raise UserError(f"loss.{field}={getattr(self, field)} is no weight; give a number above 0")

@@ -58,14 +58,11 @@ class RegionDetection(AveragePrecision):
 
     def __post_init__(self):
         shares = ("anchor_foreground", "anchor_background", "anchor_positives", "foreground", "positives")
-        for field in (*shares, "score_threshold", "nms_threshold"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"loss.{field}={getattr(self, field)} is no share; give a number from 0 to 1")
-        if len(self.background) != 2 or not 0 <= self.background[0] <= self.background[1] <= 1:
-            raise UserError(f"loss.background={self.background} is no range of IoUs; give two, such as (0.0, 0.5)")
-        for field in ("anchors_drawn", "regions_drawn", "max_detections"):
-            if getattr(self, field) < 1:
-                raise UserError(f"loss.{field}={getattr(self, field)} is out of range; give 1 or more")
+        check_fields(
+            self,
+            shares=(*shares, "score_threshold", "nms_threshold"),
+            counts=("anchors_drawn", "regions_drawn", "max_detections"),
+        )
         for field in ("anchor_beta", "beta"):
             if not 0 < getattr(self, field) < math.inf:
                 raise UserError(f"loss.{field}={getattr(self, field)} is no distance; give a number above 0")
@@ -198,6 +195,27 @@ class RegionDetection(AveragePrecision):
 def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Float[Array, "batch regions 4"]:
     """Returns the regions to look at, in pixels: those that the network proposes, or where it does not, the batch's."""
     return network.proposed(anchored, batch["image"].shape[1:3], train) if anchored else given_regions(batch)
+
+
+def check_fields(task: Any, shares: Sequence[str], counts: Sequence[str]) -> None:
+    """Refuses values that no task that draws regions can use.
+
+    Args:
+      task: with `background`, a range of IoUs.
+      shares: names of fields that are from 0 to 1.
+      counts: names of fields that are 1 or more.
+
+    Raises:
+      UserError: naming the field.
+    """
+    for field in shares:
+        if not 0 <= getattr(task, field) <= 1:
+            raise UserError(f"loss.{field}={getattr(task, field)} is no share; give a number from 0 to 1")
+    if len(task.background) != 2 or not 0 <= task.background[0] <= task.background[1] <= 1:
+        raise UserError(f"loss.background={task.background} is no range of IoUs; give two, such as (0.0, 0.5)")
+    for field in counts:
+        if getattr(task, field) < 1:
+            raise UserError(f"loss.{field}={getattr(task, field)} is out of range; give 1 or more")
 
 
 def given_regions(batch: Batch) -> Float[Array, "batch regions 4"]:

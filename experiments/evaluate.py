@@ -14,7 +14,7 @@ at a level from 1 to 5 of Hendrycks & Dietterich 2019. Other weights: `--weights
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,7 +73,7 @@ def main() -> None:
         return
     values = run.task.summarize(measured)
     if isinstance(run.task, AveragePrecision):
-        show_table(per_class_of_objects(run, run.task, measured))
+        show_table(per_class_of_objects(run, run.task.by_class(measured)))
         if _OUT.value:
             draw_objects(run, run.task, split, measured, epath.Path(_OUT.value))
     if dense:
@@ -123,19 +123,16 @@ def per_class(run: analysis.Run, confusion: np.ndarray) -> list[str]:
     )
 
 
-def per_class_of_objects(run: analysis.Run, task: AveragePrecision, measured: Sequence[Record]) -> list[str]:
+def per_class_of_objects(run: analysis.Run, scores: Mapping[int, Mapping[str, float]]) -> list[str]:
     """Returns the lines of a table: a row a class that is in the split, and the whole."""
-    voc, coco = task.of_voc(measured)["per_class"], task.of_coco(measured)["per_class"]
-    labels = np.concatenate([record["true/classes"][~record["true/ignored"]] for record in measured])
-    counts = np.bincount(labels, minlength=len(run.class_names))
+    names = [name for name in next(iter(scores.values())) if name != "objects"]
     rows = [
-        [run.class_names[label], f"{voc[label]:.1%}", f"{coco[label]:.1%}", str(counts[label])]
-        for label in np.flatnonzero(counts).tolist()
+        [run.class_names[label], *(f"{score[name]:.1%}" for name in names), str(score["objects"])]
+        for label, score in scores.items()
     ]
-    means = [f"{np.mean([scores[label] for label in np.flatnonzero(counts).tolist()]):.1%}" for scores in (voc, coco)]
-    return markdown_table(
-        [["class", "AP50", "AP by COCO", "objects"], *rows, ["mean", *means, str(counts.sum())]], left=1
-    )
+    means = [f"{np.mean([score[name] for score in scores.values()]):.1%}" for name in names]
+    objects = sum(score["objects"] for score in scores.values())
+    return markdown_table([["class", *names, "objects"], *rows, ["mean", *means, str(objects)]], left=1)
 
 
 def draw_objects(

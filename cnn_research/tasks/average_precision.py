@@ -74,6 +74,19 @@ class AveragePrecision:
             "objects": objects,
         }
 
+    def by_class(self, measured: Sequence[Record]) -> dict[int, dict[str, float]]:
+        """Returns for each class that is in the split its average precisions, by their names, and its `objects`."""
+        labels = np.concatenate([record["true/classes"][~record["true/ignored"]] for record in measured])
+        scores = self._scores_by_class(measured)
+        classes, counts = np.unique(labels, return_counts=True)
+        return {
+            label: {**{name: of_class[label] for name, of_class in scores.items()}, "objects": count}
+            for label, count in zip(classes.tolist(), counts.tolist(), strict=True)
+        }
+
+    def _scores_by_class(self, measured: Sequence[Record]) -> dict[str, dict[int, float]]:
+        return {"AP50": self.of_voc(measured)["per_class"], "AP by COCO": self.of_coco(measured)["per_class"]}
+
     def of_voc(self, measured: Sequence[Record], method: str = "area") -> dict[str, Any]:
         """Returns what `metrics.detection.voc_average_precision` says of the records, also of each class."""
         shift = 0 if self.inclusive else FIRST_PIXEL

@@ -88,6 +88,9 @@ class InstanceSegmentation(RegionDetection):
             **of_boxes,
         }
 
+    def _scores_by_class(self, measured: Sequence[Record]) -> dict[str, dict[int, float]]:
+        return super()._scores_by_class(measured) | {"mask AP": self.of_masks(measured)["per_class"]}
+
     def of_masks(self, measured: Sequence[Record]) -> dict[str, Any]:
         """Returns what `metrics.detection.coco_average_precision` says of the records' masks."""
         found, truth = records.split(measured)

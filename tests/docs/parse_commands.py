@@ -13,7 +13,7 @@ from cnn_research import models
 from experiments import arms
 from launch import submit
 
-LOCAL = {"--processes", "--devices", "--grace"}
+LOCAL = {"--processes", "--devices", "--grace", "--"}
 
 
 def check(words):

@@ -14,25 +14,9 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted([*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md"), *REPOSITORY.glob("launch/*/README.md")])
-CODE = re.compile(r"^```bash\n(?P<block>.*?)^```$|`(?P<inline>[^`\n]+)`", re.MULTILINE | re.DOTALL)
-VARIABLE = re.compile(r'^(?P<name>[A-Z]+)="(?P<value>.*)"$', re.MULTILINE)
 
 
-def commands(page):
-    """Yields each command of a page that starts a module of ours, from its name on."""
-    for code in CODE.finditer(page.read_text()):
-        text = (code["block"] or code["inline"]).replace("\\\n", " ")
-        for variable in VARIABLE.finditer(text):
-            text = text.replace(f"${variable['name']}", variable["value"])
-        for line in text.splitlines():
-            for part in re.split(r"\bpython -m (?=experiments\.|launch\.)", line)[1:]:
-                words = shlex.split(re.sub(r" --\s*$", "", part), comments=True)
-                # Not what stands for a word: --config=…, --config=experiments/configs/RECIPE, --workdir=DIRECTORY.
-                if not any(re.search(r"…|--config=.*[A-Z]{3,}", word) for word in words):
-                    yield words
-
-
-def test_commands_are_understood():
+def test_commands_are_understood(commands):
     """By the scripts' own parsers: scripts, flags, recipes, fields of configs and named sweeps exist."""
     # Those of the how-tos, which add names, are run by another test.
     found = [(page.name, words) for page in PAGES if page.parent.name != "how_to" for words in commands(page)]
@@ -72,8 +56,7 @@ def test_names_and_files_are_there(page):
     text = page.read_text()
     for name in re.findall(r"\.md#(cnn_research[\w.]*)\)", text):
         resolve(name)
-    for code in CODE.finditer(text):
-        word = code["inline"] or ""
+    for word in re.findall(r"`([^`\n]+)`", text):
         if re.fullmatch(r"cnn_research(\.\w+)+", word):
             resolve(word)
         elif re.fullmatch(r"(cnn_research|docs|experiments|launch|tests)/[\w/.]+(::\w+)?", word) and "NAME" not in word:

@@ -120,21 +120,17 @@ def _classes(run: Run, measured: Any) -> Markup:
 
 
 def _average_precisions(task: AveragePrecision, measured: Sequence[Any], names: Sequence[str]) -> Markup:
-    labels = np.concatenate([record["true/classes"][~record["true/ignored"]] for record in measured])
-    counts = np.bincount(labels, minlength=len(names))
-    voc = task.of_voc(measured)
-    scores = {"AP50": voc["per_class"], "AP by COCO": task.of_coco(measured)["per_class"]}
-    if hasattr(task, "of_masks"):
-        scores["mask AP"] = task.of_masks(measured)["per_class"]
-    seen = np.flatnonzero(counts).tolist()
+    scores = task.by_class(measured)
+    columns = [name for name in next(iter(scores.values())) if name != "objects"]
     rows = [
-        [names[label], *(tables.share(of_class[label]) for of_class in scores.values()), f"{counts[label]:,}"]
-        for label in seen
+        [names[label], *(tables.share(score[name]) for name in columns), f"{score['objects']:,}"]
+        for label, score in scores.items()
     ]
-    whole = tables.table(["class", *scores, "objects"], rows[:CLASSES])
+    whole = tables.table(["class", *columns, "objects"], rows[:CLASSES])
+    curves = [*task.of_voc(measured)["curves"].items()][:CURVES]
     lines = [
         Line(names[label], list(zip(curve.recall.tolist(), curve.precision.tolist(), strict=True)), group)
-        for group, (label, curve) in enumerate(list(voc["curves"].items())[:CURVES])
+        for group, (label, curve) in enumerate(curves)
     ]
     title = "precision at IoU 0.5"
     return element("div", whole, chart(title, lines, x="recall", percent=True), class_="columns")

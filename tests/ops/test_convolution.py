@@ -160,6 +160,15 @@ def test_forms_for_a_cpu_equal_the_plain_one(form, channels, kernel_shape, strid
     assert_close(ours, with_gradients(plain, *wide), tolerance)
 
 
+@pytest.mark.parametrize(("images", "side"), [(9, 64), (11, 56)])
+def test_gradient_of_a_kernel_by_many_pixels(images, side):
+    """It is a sum over parts of one image each; or over all at once, where one is too small and 11 has no divisors."""
+    rng = np.random.default_rng(0)
+    x, cotangent = (rng.normal(size=(images, side, side, channels)).astype("float32") for channels in (3, 4))
+    *_, gradient = with_gradients(convolve, x, jnp.ones([1, 1, 3, 4]), cotangent)
+    np.testing.assert_allclose(gradient[0, 0], np.einsum("nhwi,nhwo->io", x, cotangent), rtol=1e-4, atol=1e-2)
+
+
 def stamps(x, kernel, strides, padding, output_padding, dilation, groups):
     """The definition, in loops."""
     batch, rows, columns, _ = x.shape

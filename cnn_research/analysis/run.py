@@ -106,6 +106,9 @@ class Run:
           `box` [images, 4] in 0..1 of what the network sees; for segmentation the first three for each pixel of the
           network's output; for detection `boxes` [images, found, 4], likewise in 0..1, and their `classes`, `scores`
           and `valid`, which there are.
+
+        Raises:
+          UserError: there are no images, or they have other channels.
         """
         parts = list(self._batches([*images], batch_size))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -113,6 +116,10 @@ class Run:
     def _batches(self, images: Sequence[np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields the predictions for so many images at a time."""
         spec = image_spec(self.config.data)
+        if not images:
+            raise UserError("there are no images; give one at least")
+        if others := {image.shape[-1] for image in images} - {spec.channels}:
+            raise UserError(f"the images have {min(others)} channels; the network takes {spec.channels}")
         size = min(batch_size, len(images))
         for begin in range(0, len(images), size):
             part = np.stack([resize(image, spec) for image in images[begin : begin + size]])

@@ -55,6 +55,9 @@ def test_predict_takes_images_of_any_size_and_number(trained, run):
     np.testing.assert_allclose(predictions["probabilities"].sum(1), 1, rtol=1e-5)
     right = np.mean([int(example["label"]) for example in examples] == predictions["label"])
     assert right == pytest.approx(trained[1]["test/accuracy"])
+    for given, message in (([], "no images"), ([np.zeros((8, 8, 3), np.uint8)], "3 channels; the network takes 1")):
+        with pytest.raises(UserError, match=message):
+            run.predict(given)
     # A single image, and images of another size, say the same.
     one = run.predict(images[:1])["probabilities"]
     np.testing.assert_allclose(one, predictions["probabilities"][:1], rtol=1e-4, atol=1e-6)

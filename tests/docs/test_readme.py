@@ -147,6 +147,6 @@ def test_python_runs(tmp_path, monkeypatch, digits_config):
     blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     first, weights = blocks
     assert "vgg16_bn.pth" in weights
-    images = np.zeros([2, 32, 32, 3], np.uint8)
-    exec(first, {"images": images, "rng": jax.random.key(0)})
+    images = np.zeros([2, 32, 32, 1], np.uint8)
+    exec(first, {"images": images, "rng": jax.random.key(0), "x": jax.numpy.zeros([2, 32, 32, 3])})
     assert {"curves.png", "wide.safetensors"} <= {path.name for path in tmp_path.iterdir()}

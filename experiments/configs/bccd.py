@@ -7,7 +7,8 @@ folders that `CNN_RESEARCH_DATA_DIRS` lists, with splits train, val and test of 
 takes the first two. The argument is a network that finds objects, in a body small enough for two CPU cores; all learn
 from scratch.
 
-`fast_rcnn` is given the regions of selective search, which are made once, in less than a minute, and cover 83% of the objects:
+`fast_rcnn` is given the regions of selective search, which are made once, in less than a minute; they cover 83% of the
+objects:
 
 python -m experiments.propose --dataset=bccd --split=train+val+test --width=320
 

@@ -142,7 +142,7 @@ def _differences(groups: Sequence[Group], metric: str) -> Iterator[Panel]:
                 for each, found in known
             ]
             heading = ["setting", "difference", "interval", ""]
-            yield Panel("Settings", reference.label, "", tables.table(heading, rows))
+            yield Panel("Settings", reference.label, "", tables.table(heading, rows, class_="compared"))
 
 
 def _signed(value: float, metric: str) -> str:

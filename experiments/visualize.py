@@ -15,7 +15,6 @@ Without `--images` the pictures come from the run's test split. `--layer` is a n
 """
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -23,6 +22,7 @@ from etils import epath
 from tqdm import tqdm
 
 from cnn_research import analysis
+from cnn_research.analysis.view import View
 from cnn_research.data.batches import load
 from cnn_research.data.images import resize
 from cnn_research.errors import UserError, nearest
@@ -30,9 +30,6 @@ from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import image_spec
 from experiments import command_line
 from experiments.images import from_files, save
-
-if TYPE_CHECKING:
-    from cnn_research.analysis import gallery
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "the run's directory, local or in a bucket")
 _STEP = flags.DEFINE_string("step", "latest", "a step that has a checkpoint, or latest, or best")
@@ -80,7 +77,7 @@ def main() -> None:
     print(f"{drawn} pictures drawn into {out} in {time.perf_counter() - began:.0f} s")
 
 
-def make_view(run: analysis.Run) -> "gallery.View":
+def make_view(run: analysis.Run) -> View:
     """Returns what the flags say to show."""
     from cnn_research.analysis import gallery
 
@@ -103,7 +100,7 @@ def make_view(run: analysis.Run) -> "gallery.View":
         images = np.stack([resize(image, spec) for _, image, _ in examples])
         given = tuple(label for _, _, label in examples) if labels else ()
     target = names.index(_TARGET.value) if _TARGET.value else None
-    return gallery.View(run, images, given, data, labels, _LAYER.value, target)
+    return View(run, images, given, data, labels, _LAYER.value, target)
 
 
 if __name__ == "__main__":

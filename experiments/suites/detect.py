@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from cnn_research import training
 from cnn_research.ops.boxes import nms
+from cnn_research.training.config import is_given_regions
 from experiments import command_line
 from experiments.suites import timing
 
@@ -26,6 +27,7 @@ DETECTORS = {
     "localizer": ("voc.py:localizer,overfit", "voc.py:localizer"),
     "yolo": ("voc.py:yolo,overfit", "voc.py:yolo"),
     "fast_yolo": ("voc.py:fast_yolo,overfit", "voc.py:fast_yolo"),
+    "rcnn": ("voc.py:rcnn,overfit", "voc.py:rcnn"),
     "fast_rcnn": ("voc.py:fast_rcnn,overfit", "voc.py:fast_rcnn"),
     "faster_rcnn": ("voc.py:faster_rcnn,overfit", "voc.py:faster_rcnn"),
     "mask_rcnn": ("shapes_instances.py:mask_rcnn", "coco.py:mask_rcnn"),
@@ -72,7 +74,7 @@ def detector(name: str, full: bool) -> tuple[Callable[[Any], Any], dict[str, Arr
     program = training.make_program(config)
     random = np.random.default_rng(0)
     batch = {"image": random.integers(0, 256, (IMAGES[full], *program.image_shape), np.uint8)}
-    if config.task == "region_detection" and not config.model.anchor_sizes:
+    if is_given_regions(config.model):
         batch["proposals"] = np.stack([boxes(REGIONS, seed)[0] for seed in range(IMAGES[full])])
     predict = jax.jit(
         lambda variables, batch: program.task.predict(program.model, variables, program.preprocessing.test(batch))

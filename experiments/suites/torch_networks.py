@@ -174,12 +174,43 @@ def resnet(sizes: Sequence[int], bottleneck: bool = False, cifar: bool = False) 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
+class UNet(nn.Module):
+    """U-Net with padded convolutions and batch norm, for two classes of pixels."""
+
+    def __init__(self, depth: int = 4, features: int = 64, classes: int = 2):
+        super().__init__()
+        widths = [features * 2**level for level in range(depth + 1)]
+        pairs = zip([3, *widths], widths, strict=False)
+        self.down = nn.ModuleList([self.level(channels, width) for channels, width in pairs])
+        self.up = nn.ModuleList()
+        for width in reversed(widths[:-1]):
+            self.up.append(nn.ModuleList([nn.ConvTranspose2d(2 * width, width, 2, 2), self.level(2 * width, width)]))
+        self.head = nn.Conv2d(features, classes, 1)
+
+    @staticmethod
+    def level(channels: int, features: int) -> nn.Module:
+        """Returns the two convolutions of a level, each with its norm and activation."""
+        layers = [*conv_norm(channels, features, 3, 1), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers, *conv_norm(features, features, 3, 1), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits of each pixel."""
+        skips = []
+        for index, level in enumerate(self.down):
+            x = level(functional.max_pool2d(x, 2) if index else x)
+            skips.append(x)
+        for skip, (raise_, level) in zip(reversed(skips[:-1]), self.up, strict=True):
+            x = level(torch.cat([skip, raise_(x)], 1))
+        return self.head(x)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "lenet5": lenet5,
     "nin_cifar": nin_cifar,
     "resnet18": partial(resnet, (2, 2, 2, 2)),
     "resnet20_cifar": partial(resnet, (3, 3, 3), cifar=True),
     "resnet50": partial(resnet, (3, 4, 6, 3), bottleneck=True),
+    "unet": UNet,
     "vgg11": vgg11,
 }
 
@@ -199,7 +230,7 @@ class Trainer:
 
         Args:
           config: of the run that this is compared with.
-          batch: `image`, uint8[batch, height, width, channels], and `label`.
+          batch: `image`, uint8[batch, height, width, channels], and `label` or `segmentation_mask`.
           accelerated: whether to train on a GPU, in bfloat16 where autocast does.
           channels_last: whether images and kernels lie in memory with the channels innermost.
           compiled: whether `torch.compile` compiles normalisation, network and loss.
@@ -209,7 +240,8 @@ class Trainer:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network = NETWORKS[config.model.name]().to(device, memory_format=layout)
         self.images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
-        self.labels = torch.from_numpy(batch["label"]).to(device, torch.int64)
+        labels = batch["label"] if "label" in batch else batch["segmentation_mask"][..., 0]
+        self.labels = torch.from_numpy(labels).to(device, torch.int64)
         (self.mean,), (self.std,) = config.data.mean, config.data.std
         self.loss = functional.cross_entropy
         if config.loss.criterion == "map":

@@ -52,6 +52,7 @@ CASES = {
     "resnet18@64": Case("resnet18", (64, 64, 3), 64, 512),
     "resnet18@224": Case("resnet18", (224, 224, 3), 16, 256),
     "resnet50@224": Case("resnet50", (224, 224, 3), 8, 256),
+    "unet@128": Case("unet", (128, 128, 3), 4, 64, dict(padding="same", norm="batch", dropout_rate=0.0)),
 }
 TOO_LARGE = ("resnet50@224",)  # for a CPU, unless --models names it
 
@@ -144,14 +145,14 @@ def make_config(case: Case, batch_size: int) -> ConfigDict:
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """Returns a batch of noise, of the config's shape."""
+    """Returns a batch of noise, of the config's shape: a class for each image, or for each of its pixels."""
     random, size = np.random.default_rng(0), config.batch_size
     shape = (size, *config.data.image_size, config.data.channels)
-    return {
-        "image": random.integers(256, size=shape, dtype=np.uint8),
-        "label": random.integers(config.model.num_classes, size=size, dtype=np.int32),
-        "example_mask": np.ones(size, bool),
-    }
+    batch = {"image": random.integers(256, size=shape, dtype=np.uint8), "example_mask": np.ones(size, bool)}
+    classes = partial(random.integers, config.model.num_classes)
+    if config.data.mask:
+        return batch | {"segmentation_mask": classes(size=(*shape[:3], 1), dtype=np.uint8)}
+    return batch | {"label": classes(size=size, dtype=np.int32)}
 
 
 class Trainer:

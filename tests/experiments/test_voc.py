@@ -8,18 +8,33 @@ import pytest
 
 from cnn_research import analysis, training
 from cnn_research.errors import UserError
+from cnn_research.training.evaluation import open_split
+from cnn_research.training.feed import proposals_of, watch_search
 from experiments import command_line, predict
 
 RECIPE = "experiments/configs/voc.py"
+SPLITS = dict(train="train", test="validation")
+REGIONS = dict(max_proposals=100, proposal_width=160)  # few, and small photographs to search for them
+
+
+@pytest.fixture(scope="module")
+def regions(real_data, tmp_path_factory):
+    """The folder with the regions that a search finds in the photographs."""
+    config = command_line.load_config(f"{RECIPE}:rcnn,overfit")
+    config.data.update(REGIONS, proposal_dir=str(tmp_path_factory.mktemp("regions")), **SPLITS)
+    for split in SPLITS.values():
+        watch_search(open_split(config, split), proposals_of(config.data))
+    return config.data.proposal_dir
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_data")
-@pytest.mark.parametrize("name", ["localizer", "yolo", "fast_yolo", "faster_rcnn"])
-def test_every_detector_runs_from_end_to_end(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["localizer", "yolo", "fast_yolo", "faster_rcnn", "fast_rcnn", "rcnn"])
+def test_every_detector_runs_from_end_to_end(name, regions, tmp_path, monkeypatch):
     """Trains some steps, and says something of every photograph of both splits."""
     config = command_line.load_config(f"{RECIPE}:{name},overfit")
-    config.data.update(train="train", test="validation")
+    config.data.update(SPLITS)
+    if config.data.max_proposals:
+        config.data.update(REGIONS, proposal_dir=regions)
     config.update(duration="12", eval_every="12", checkpoint_every="12", tensorboard=False)
     result = training.train(config, tmp_path / "run", jax.devices()[:1])
     run = analysis.load_run(tmp_path / "run")

@@ -31,7 +31,6 @@ from cnn_research.metrics.detection import encode_masks
 from cnn_research.ops.boxes import iou_of_pairs
 from cnn_research.ops.regions import paste_masks
 from cnn_research.tasks.localization import OVERLAP
-from cnn_research.training.config import max_objects
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import image_spec, mask_spec
 from experiments import command_line
@@ -57,7 +56,7 @@ DETECTION = ("detection", "instance_segmentation", "region_classification", "reg
 def from_split(run: analysis.Run, split: str, count: int) -> Iterator[Example]:
     """Yields the first examples of a split, at their own size."""
     source, masks = open_split(run.config, split), mask_spec(run.config)
-    feature, boxes = masks.feature if masks else "", max_objects(run.config.data) > 0
+    feature, boxes = masks.feature if masks else "", run.config.data.max_objects > 0
     for index, example in enumerate(source.read(range(min(count, len(source))), feature, boxes)):
         name = f"{source.name}_{split}_{index:05d}"
         image = decode(example["image"], run.config.data.channels)

@@ -19,7 +19,6 @@ from cnn_research.metrics import records
 from cnn_research.metrics.detection import encode_masks
 from cnn_research.metrics.records import Record
 from cnn_research.tasks import RecordTask, Task
-from cnn_research.training.config import image_feature, mask_feature, max_objects
 from cnn_research.training.feed import Feed, eval_spec, make_feed
 from cnn_research.training.parallel import Jit
 from cnn_research.training.step import Preprocessing, gather, make_eval_step
@@ -139,11 +138,11 @@ def check_classes(source: Source, config: ConfigDict) -> None:
 
 def class_names(source: Source, config: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the classes: the data set's, or where pixels have classes the recipe's."""
-    if max_objects(config.data):
+    if config.data.max_objects:
         return source.object_names
-    return tuple(config.data.class_names) if mask_feature(config.data) else source.class_names
+    return tuple(config.data.class_names) if config.data.mask else source.class_names
 
 
 def open_split(config: ConfigDict, split: str) -> Source:
     """Opens a split of the config's data set."""
-    return open_source(config.data.name, split, config.data.data_dir, image_feature(config.data))
+    return open_source(config.data.name, split, config.data.data_dir, config.data.image)

@@ -21,7 +21,6 @@ from cnn_research.data.selective_search import SelectiveSearch
 from cnn_research.data.sources import Source
 from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
-from cnn_research.training.config import crop_size, crops_on_host, mask_feature, max_objects, max_proposals
 from cnn_research.training.parallel import Jit
 from cnn_research.training.progress import Progress
 
@@ -34,14 +33,14 @@ def image_spec(data: ConfigDict) -> ImageSpec:
         tuple(data.image_size),
         data.channels,
         data.resize,
-        max_objects=max_objects(data),
+        max_objects=data.max_objects,
         proposals=proposals_of(data),
     )
 
 
 def proposals_of(data: ConfigDict) -> Proposals | None:
     """Returns the proposals that `config.data` asks for, or None where the network is given none."""
-    if not max_proposals(data):
+    if not data.max_proposals:
         return None
     search = SelectiveSearch(data.proposals, data.proposal_width)
     return open_proposals(data.name, search, data.max_proposals, data.proposal_dir, data.data_dir)
@@ -55,9 +54,9 @@ def mask_spec(config: ConfigDict, borders: bool = False) -> MaskSpec | None:
       borders: whether the distances between objects are wanted.
     """
     data = config.data
-    if not mask_feature(data):
+    if not data.mask:
         return None
-    if max_objects(data):
+    if data.max_objects:
         return MaskSpec(data.mask, UNKNOWN - 1)  # of as many instances as there can be classes
     return MaskSpec(data.mask, config.model.num_classes, tuple(data.mask_values), borders)
 
@@ -72,7 +71,7 @@ def train_spec(config: ConfigDict) -> ImageSpec:
     data, augmentation = config.data, config.augmentation
     borders = config.loss.get("border_weight", 0) > 0
     spec = dataclasses.replace(image_spec(data), masks=mask_spec(config, borders))
-    if not crops_on_host(data):
+    if data.crop_on != "host":
         return spec
     area = tuple(augmentation.random_resized_crop)
     windows = RandomWindows(
@@ -81,7 +80,7 @@ def train_spec(config: ConfigDict) -> ImageSpec:
         aspect_ratio=tuple(augmentation.aspect_ratio),
         short_side=tuple(data.short_side) or (min(spec.size),) * 2,
     )
-    return dataclasses.replace(spec, size=crop_size(data) or spec.size, windows=windows)
+    return dataclasses.replace(spec, size=tuple(data.crop_size) or spec.size, windows=windows)
 
 
 @dataclasses.dataclass(frozen=True)

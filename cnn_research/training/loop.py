@@ -81,7 +81,7 @@ def train_together(
     configs = [_with_facts(config, len(train_source), names) for config in configs]
     check_alike(configs)
     check_classes(train_source, first)
-    parallel = make_parallel(first.parallel, devices, first.get("shard_state", "off"))
+    parallel = make_parallel(first.parallel, devices, first.shard_state)
     parallel.block(first.batch_size, first.accumulate)  # refuses what does not divide, before anything is written
 
     outcomes: dict[int, dict[str, Any] | UserError] = {}

@@ -54,7 +54,10 @@ _MAX_EXAMPLES = flags.DEFINE_integer(
 )
 
 # What counts of a recipe.
-DATA_FIELDS = ("name", "train", "test", "data_dir", "image", "image_size", "crop_size", "channels", "resize")
+DATA_FIELDS = (
+    "name", "train", "test", "data_dir", "image", "image_size", "crop_size", "channels", "resize",
+    "skip_corrupt",
+)  # fmt: skip
 FIELDS = ("seed", "model.num_classes", *(f"data.{name}" for name in DATA_FIELDS))
 
 BINS = 9  # over 0 to 180 degrees: unsigned gradients
@@ -113,6 +116,7 @@ def describe(
       UserError: the descriptors do not fit into memory.
     """
     spec = image_spec(config.data)
+    there = np.empty(len(indices), bool)
     try:
         descriptors = np.empty((len(indices), hog.size))  # float64, which the solver would turn them into
     except MemoryError as error:
@@ -125,10 +129,14 @@ def describe(
             batch = load(source, indices[part], np.ones(len(indices[part]), bool), spec)
             images = center_crop(jnp.asarray(batch["image"]), config.data.crop_size or spec.size)
             descriptors[part] = [hog(image) for image in np.asarray(images)]
-            labels[part] = batch["label"]
+            labels[part], there[part] = batch["label"], batch["example_mask"]
             bar.update(len(batch["label"]))
     seconds = time.monotonic() - began
-    _say(f"{source.split}: {len(labels):,} descriptors of {hog.size:,} values in {seconds:.1f} s")
+    _say(f"{source.split}: {there.sum():,} descriptors of {hog.size:,} values in {seconds:.1f} s")
+    if not there.all():
+        skipped = ", ".join(map(str, indices[~there]))
+        _say(f"{source.split}: skips what cannot be decoded: {skipped}")
+        descriptors, labels = descriptors[there], labels[there]
     return descriptors, labels
 
 

@@ -27,10 +27,12 @@ WORDS = ("data.class_names", "optimizer.milestones")  # what sequences hold that
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 
 # Fields that say how a run is watched, kept and spread over devices, and not what it computes: a run may resume with
-# other values. (Another number of devices, or the other `parallel`, changes results by rounding.)
+# other values. (Another number of devices, or the other `parallel`, changes results by rounding. Until a run meets an
+# example that cannot be decoded it is the same with and without `data.skip_corrupt`, and one without ends there.)
 OPERATIONAL = (
     "parallel", "shard_state", "log_every", "eval_every", "checkpoint_every", "keep_last", "keep_best",
     "eval_batch_size", "tensorboard", "profile", "data.data_dir", "data.proposal_dir", "data.resident", "data.workers",
+    "data.skip_corrupt",
 )  # fmt: skip
 
 
@@ -107,6 +109,8 @@ def _defaults(task: str, network: ConfigDict) -> ConfigDict:
                 # that goes for evaluation alone.
                 resident="auto",
                 workers=0,  # processes that decode; 0: threads
+                # Whether examples that cannot be decoded are left out, named and counted, and do not end the run.
+                skip_corrupt=False,
             ),
             augmentation=dataclasses.asdict(Augmentation()),
             loss=tasks.config(task),

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Sharding
+from jaxtyping import Int
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from cnn_research.data import batches, embedded
 from cnn_research.data.images import UNKNOWN, ImageSpec, MaskSpec
@@ -34,6 +37,7 @@ def image_spec(data: ConfigDict) -> ImageSpec:
         data.channels,
         data.resize,
         max_objects=data.max_objects,
+        skip_corrupt=data.skip_corrupt,
         proposals=proposals_of(data),
     )
 
@@ -97,6 +101,7 @@ class Feed:
       parallel: how batches lie on the devices.
       data: the resident split, or {}.
       workers: processes that decode a streamed split.
+      skipped: indices of the examples that this process could not decode so far.
     """
 
     source: Source
@@ -105,6 +110,7 @@ class Feed:
     parallel: Jit
     data: dict[str, jax.Array]
     workers: int = 0
+    skipped: set[int] = dataclasses.field(default_factory=set)
 
     def batch(self, step: int) -> batches.Batch:
         """Returns the whole global batch of a step as it is before augmentation, on the host."""
@@ -122,7 +128,18 @@ class Feed:
                 indices, mask = self.order(step)
                 yield {"index": indices[block].astype(np.int32), "example_mask": mask[block]}
         else:
-            yield from batches.stream(self.source, self.order, self.spec, range(start, stop), block, self.workers)
+            steps = range(start, stop)
+            streamed = batches.stream(self.source, self.order, self.spec, steps, block, self.workers)
+            for step, batch in zip(steps, streamed, strict=True):
+                indices, mask = self.order(step)
+                self.tell(indices[block][mask[block] & ~batch["example_mask"]])
+                yield batch
+
+    def tell(self, skipped: Int[np.ndarray, " examples"]) -> None:
+        """Names examples that were skipped, each once."""
+        for index in sorted({*skipped.tolist()} - self.skipped):
+            tqdm.write(f"skips {batches.describe(self.source, index)}: it cannot be decoded", file=sys.stderr)
+        self.skipped.update(skipped.tolist())
 
 
 def make_feed(
@@ -158,12 +175,15 @@ def make_feed(
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
     if spec.proposals and source.name.split("/")[0] in embedded.NAMES:
         _search(source, spec.proposals)
-    content: dict[str, Any] = resident or {}
-    if not resident and _is_resident(source, data, spec):
-        content = batches.load_all(source, spec)
+    feed = Feed(source, order, spec, parallel, resident or {}, data.workers)
+    if resident or not _is_resident(source, data, spec):
+        return feed
+    content: dict[str, Any] = batches.load_all(source, spec)
+    if spec.skip_corrupt and jax.process_index() == 0:
+        feed.tell(np.flatnonzero(~content["example_mask"]))
+    if not spec.skip_corrupt:
         del content["example_mask"]  # a batch brings its own
-        content = parallel.spread(parallel.replicate(content))
-    return Feed(source, order, spec, parallel, content, data.workers)
+    return dataclasses.replace(feed, data=parallel.spread(parallel.replicate(content)))
 
 
 def _search(source: Source, wanted: Proposals) -> None:
@@ -177,11 +197,13 @@ def _search(source: Source, wanted: Proposals) -> None:
             watch_search(source, wanted)
 
 
-def watch_search(source: Source, wanted: Proposals, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> None:
+def watch_search(
+    source: Source, wanted: Proposals, workers: int = 0, shard: tuple[int, int] = (0, 1), skip_corrupt: bool = False
+) -> None:
     """Does what `search_split` does, and shows how far it is."""
     progress = Progress(0, len(range(shard[0], len(source), shard[1])), f"{source.split}: image")
     with contextlib.closing(progress):
-        for done in search_split(source, wanted, workers, shard):
+        for done in search_split(source, wanted, workers, shard, skip_corrupt):
             progress.update(done, {})
 
 
@@ -198,8 +220,9 @@ def abstract_feed(config: ConfigDict, parallel: Jit) -> tuple[dict[str, Any], di
       parallel: how batches lie on the devices.
     """
     spec = train_spec(config)
-    examples = {name: x for name, x in batches.empty(1, spec).items() if name != "example_mask"}
-    rows = {"example_mask": np.empty(1, bool)}
+    whole = batches.empty(1, spec)
+    examples = {name: x for name, x in whole.items() if name != "example_mask"}
+    rows = {"example_mask": whole["example_mask"]}
     resident = _is_resident(range(config.data.num_examples), config.data, spec)
     rows |= {"index": np.empty(1, np.int32)} if resident else examples
 
@@ -208,5 +231,6 @@ def abstract_feed(config: ConfigDict, parallel: Jit) -> tuple[dict[str, Any], di
             name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding) for name, x in arrays.items()
         }
 
-    data = abstract(examples, config.data.num_examples, parallel.replicated) if resident else {}
+    kept = whole if spec.skip_corrupt else examples
+    data = abstract(kept, config.data.num_examples, parallel.replicated) if resident else {}
     return abstract(rows, config.batch_size, parallel.batch_sharding), data

@@ -112,6 +112,7 @@ class Program:
             accumulate=self.config.accumulate,
             ema=self.config.ema,
             frozen=matches(freeze, "optimizer.freeze") if freeze else None,
+            count_skipped=self.config.data.skip_corrupt,
             axis_name=axis_name,
         )
         return lambda state, batch, data: train_step(state, gather(batch, data))

@@ -117,13 +117,18 @@ def test_stopped_anywhere_and_resumed_is_the_same(whole, config, tmp_path):
 
 
 def test_a_run_that_is_older_than_fields_goes_on(whole, config, tmp_path):
-    """It was interrupted when these did not exist, and ends as it would have; one that changes the run is still named."""
+    """It was interrupted when these did not exist, and ends as it would have; one that was turned on is still named."""
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
     (workdir / "result.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "12")
     stored = json.loads((workdir / "config.json").read_text())
-    del stored["shard_state"], stored["augmentation"]["mosaic"], stored["model"]["sharing"], stored["optimizer"]["beta1"]
+    del (
+        stored["shard_state"],
+        stored["augmentation"]["mosaic"],
+        stored["model"]["sharing"],
+        stored["optimizer"]["beta1"],
+    )
     for field in ("image", "crop_size", "crop_on", "mask", "max_objects", "max_proposals", "mirror"):
         del stored["data"][field]
     (workdir / "config.json").write_text(json.dumps(stored))

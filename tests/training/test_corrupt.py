@@ -152,7 +152,7 @@ def test_a_run_that_stopped_at_a_corrupt_image_goes_on_with_the_flag(config, tmp
     assert first > 1
     result = train(config, tmp_path / "with")
     config.data.skip_corrupt = False
-    with pytest.raises(UserError, match="example [05] of"):
+    with pytest.raises(UserError, match=r"example [05] of"):
         train(config, tmp_path / "first_without")
     assert analysis.load_run(tmp_path / "first_without").step <= first
     config.data.skip_corrupt = True
@@ -180,7 +180,7 @@ def test_a_skipped_example_has_no_targets(folder):
 
 def test_other_faults_of_an_example_are_not_skipped(folder):
     source = open_source(folder, "test")
-    with pytest.raises(UserError, match="example 1 of .*, split test: a mask has the value 3"):
+    with pytest.raises(UserError, match=r"example 1 of .*, split test: a mask has the value 3"):
         load(source, np.arange(2), np.ones(2, bool), dataclasses.replace(SPEC, masks=MaskSpec("segmentation_mask", 3)))
 
 
@@ -269,21 +269,21 @@ def test_examples_at_their_own_size(folder):
     assert [index for index, _, _ in found] == [5, 6, 8, 9]
     assert {image.shape for _, image, _ in found} == {(20, 24, 3)}
     assert {example["segmentation_mask"].shape for _, _, example in found} == {(20, 24, 1)}
-    with pytest.raises(UserError, match="^example 7 of .*, split test: an image cannot be decoded"):
+    with pytest.raises(UserError, match=r"^example 7 of .*, split test: an image cannot be decoded"):
         list(decoded(source, range(5, 10), dataclasses.replace(MASKED, skip_corrupt=False)))
 
 
 def test_noise_is_added_to_what_can_be_decoded(folder):
     source = corrupted(open_source(folder, "test"), Corruption("gaussian_noise", 3))
     assert load_all(source, SPEC)["example_mask"].tolist() == [index not in (0, 3) for index in range(10)]
-    with pytest.raises(UserError, match="^example 0 of .*, split test: an image cannot be decoded"):
+    with pytest.raises(UserError, match=r"^example 0 of .*, split test: an image cannot be decoded"):
         load_all(source, dataclasses.replace(SPEC, skip_corrupt=False))
 
 
 def test_proposals_of_what_can_be_decoded(folder, tmp_path):
     source = open_source(folder, "test")
     wanted = open_proposals("scarred", SelectiveSearch(), 5, str(tmp_path))
-    with pytest.raises(UserError, match="^example [03] of .*, split test: .*; --skip_corrupt leaves such images out"):
+    with pytest.raises(UserError, match=r"^example [03] of .*, split test: .*; --skip_corrupt leaves such images out"):
         list(search_split(source, wanted))
     assert list(search_split(source, wanted, skip_corrupt=True)) == [10]
     batch = load(source, np.arange(10), np.ones(10, bool), dataclasses.replace(SPEC, max_objects=1, proposals=wanted))

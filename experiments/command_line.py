@@ -183,5 +183,5 @@ def require(*names: str) -> None:
       UserError: naming the first that is missing.
     """
     for name in names:
-        if flags.FLAGS[name].value in (None, ""):
+        if flags.FLAGS[name].value in (None, "", []):
             raise UserError(f"--{name} is missing; it is {flags.FLAGS[name].help}")

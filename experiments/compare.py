@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from cnn_research import analysis, models
 from cnn_research.analysis.published import IMAGENET
-from cnn_research.data.batches import load
+from cnn_research.data.batches import load, present
 from cnn_research.errors import UserError
 from cnn_research.training.evaluation import open_split
 from cnn_research.training.feed import image_spec
@@ -167,7 +167,7 @@ def test_images(run: analysis.Run) -> UInt8[np.ndarray, "examples height width c
     """Returns the first `--examples` images of a run's test split, at the network's size."""
     source = open_split(run.config, run.config.data.test)
     count = min(_EXAMPLES.value, len(source))
-    return load(source, np.arange(count), np.ones(count, bool), image_spec(run.config.data))["image"]
+    return present(load(source, np.arange(count), np.ones(count, bool), image_spec(run.config.data)))["image"]
 
 
 def correlations(runs: dict[str, analysis.Run]) -> list[str]:

@@ -12,6 +12,7 @@ at a level from 1 to 5 of Hendrycks & Dietterich 2019. Other weights: `--weights
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +24,14 @@ from absl import flags
 from etils import epath
 
 from cnn_research import analysis
+from cnn_research.data.batches import decoded
 from cnn_research.data.corruption import CORRUPTIONS, parse_corruption
-from cnn_research.data.images import decode, decode_mask
 from cnn_research.errors import UserError
 from cnn_research.metrics import membranes
 from cnn_research.metrics import segmentation as metrics
 from cnn_research.metrics.records import Record
 from cnn_research.tasks.average_precision import AveragePrecision
-from cnn_research.training.feed import mask_spec
+from cnn_research.training.feed import eval_spec
 from experiments import command_line, processes
 from experiments.images import save
 from experiments.markdown import markdown_table
@@ -52,7 +53,7 @@ _CELLS = flags.DEFINE_integer("cells", -1, "segmentation: the class of the insid
 
 CHUNK = 16  # images that are segmented at a time
 
-Segmented = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, classes of its pixels, probabilities
+Segmented = tuple[int, np.ndarray, np.ndarray, np.ndarray]  # index, image, classes of its pixels, probabilities
 
 
 def main() -> None:
@@ -68,10 +69,11 @@ def main() -> None:
         if given and not fits:
             raise UserError(f"{flag} is not for runs of {run.config.task}; leave it out")
     split = _SPLIT.value or run.config.data.test
-    measured = run.measure(split)
+    evaluator = run.evaluator(split)
+    measured = run.measure(split, evaluator)
     if jax.process_index():
         return
-    values = run.task.summarize(measured)
+    values = evaluator.summarize(measured)
     if isinstance(run.task, AveragePrecision):
         show_table(per_class_of_objects(run, run.task.by_class(measured)))
         if _OUT.value:
@@ -144,11 +146,12 @@ def draw_objects(
     curves = {run.class_names[label]: curve for label, curve in task.of_voc(measured)["curves"].items()}
     save(boxes.precision_recall(curves), out / "curves.png")
     scores = np.array([task.of_voc([record])["mean"] for record in measured])  # NaN, which is last, without objects
-    worst = np.argsort(scores, kind="stable")[: _WORST.value].tolist()
-    source = run.open_split(split)
+    worst = [measured[place] for place in np.argsort(scores, kind="stable")[: _WORST.value]]
+    indices = [int(record["index"]) for record in worst]
     images, found, true = [], [], []
-    for index, example in zip(worst, source.read(worst), strict=True):
-        image, record = decode(example["image"], run.config.data.channels), measured[index]
+    for record, (_, image, _) in zip(
+        worst, decoded(run.open_split(split), indices, eval_spec(run.config)), strict=True
+    ):
         size = np.tile(image.shape[:2], 2)
         [names, true_names] = (
             [run.class_names[label] for label in record[f"{kind}/classes"]] for kind in ("found", "true")
@@ -161,14 +164,14 @@ def draw_objects(
 
 
 def segmented(run: analysis.Run, split: str) -> Iterator[Segmented]:
-    """Yields a split's images with what is true and what is said of their pixels, at their own size."""
-    source, masks = run.open_split(split), mask_spec(run.config)
-    assert masks
-    for begin in range(0, len(source), CHUNK):
-        examples = list(source.read(range(begin, min(begin + CHUNK, len(source))), masks.feature))
-        images = [decode(example["image"], run.config.data.channels) for example in examples]
-        for example, image, probabilities in zip(examples, images, run.segment(images, CHUNK), strict=True):
-            yield image, decode_mask(example[masks.feature], masks)[..., 0], probabilities
+    """Yields the index of a split's images, and what is true and what is said of their pixels, at their own size."""
+    source, spec = run.open_split(split), eval_spec(run.config)
+    assert spec.masks
+    examples = decoded(source, range(len(source)), spec)
+    while part := list(itertools.islice(examples, CHUNK)):
+        maps = run.segment([image for _, image, _ in part], CHUNK)
+        for (index, image, example), probabilities in zip(part, maps, strict=True):
+            yield index, image, example[spec.masks.feature][..., 0], probabilities
 
 
 def draw_worst(run: analysis.Run, split: str, path: epath.Path) -> None:
@@ -176,7 +179,7 @@ def draw_worst(run: analysis.Run, split: str, path: epath.Path) -> None:
     from cnn_research.analysis import overlays
 
     worst: list[tuple[float, int, tuple[np.ndarray, ...]]] = []
-    for index, (image, truth, probabilities) in enumerate(segmented(run, split)):
+    for index, image, truth, probabilities in segmented(run, split):
         predicted = probabilities.argmax(-1)
         score = metrics.mean_iou(metrics.confusion_matrix(truth, predicted, len(run.class_names)))
         worst = sorted([*worst, (score, index, (image, predicted, truth))], key=lambda row: row[:2])[: _WORST.value]
@@ -189,7 +192,7 @@ def cell_scores(run: analysis.Run, split: str) -> dict[str, float]:
     """Returns the scores of membranes, which are all pixels but those of `--cells`."""
     if _CELLS.value >= len(run.class_names):
         raise UserError(f"--cells={_CELLS.value} is no class; they are 0 to {len(run.class_names) - 1}")
-    pairs = [(truth == _CELLS.value, values[..., _CELLS.value]) for _, truth, values in segmented(run, split)]
+    pairs = [(truth == _CELLS.value, values[..., _CELLS.value]) for _, _, truth, values in segmented(run, split)]
     interiors, probabilities = map(list, zip(*pairs, strict=True))
     score, threshold = membranes.best_rand_f_score(interiors, probabilities)
     warping = [membranes.warping_error(truth, values > threshold) for truth, values in pairs]

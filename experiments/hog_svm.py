@@ -54,7 +54,10 @@ _MAX_EXAMPLES = flags.DEFINE_integer(
 )
 
 # What counts of a recipe.
-DATA_FIELDS = ("name", "train", "test", "data_dir", "image_size", "crop_size", "channels", "resize")
+DATA_FIELDS = (
+    "name", "train", "test", "data_dir", "image", "image_size", "crop_size", "channels", "resize",
+    "skip_corrupt",
+)  # fmt: skip
 FIELDS = ("seed", "model.num_classes", *(f"data.{name}" for name in DATA_FIELDS))
 
 BINS = 9  # over 0 to 180 degrees: unsigned gradients
@@ -113,6 +116,7 @@ def describe(
       UserError: the descriptors do not fit into memory.
     """
     spec = image_spec(config.data)
+    there = np.empty(len(indices), bool)
     try:
         descriptors = np.empty((len(indices), hog.size))  # float64, which the solver would turn them into
     except MemoryError as error:
@@ -125,10 +129,14 @@ def describe(
             batch = load(source, indices[part], np.ones(len(indices[part]), bool), spec)
             images = center_crop(jnp.asarray(batch["image"]), config.data.crop_size or spec.size)
             descriptors[part] = [hog(image) for image in np.asarray(images)]
-            labels[part] = batch["label"]
+            labels[part], there[part] = batch["label"], batch["example_mask"]
             bar.update(len(batch["label"]))
     seconds = time.monotonic() - began
-    _say(f"{source.split}: {len(labels):,} descriptors of {hog.size:,} values in {seconds:.1f} s")
+    _say(f"{source.split}: {there.sum():,} descriptors of {hog.size:,} values in {seconds:.1f} s")
+    if not there.all():
+        skipped = ", ".join(map(str, indices[~there]))
+        _say(f"{source.split}: skips what cannot be decoded: {skipped}")
+        descriptors, labels = descriptors[there], labels[there]
     return descriptors, labels
 
 
@@ -208,9 +216,10 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     Raises:
       UserError: the data or the directory is not right.
     """
-    train_source, test_source = (open_split(config, config.data[split]) for split in ("train", "test"))
+    complete = configs.complete(config.to_dict())  # with what the parts of a network's run ask for
+    train_source, test_source = (open_split(complete, config.data[split]) for split in ("train", "test"))
     for source in (train_source, test_source):
-        check_classes(source, config)
+        check_classes(source, complete)
     with config.unlocked():
         config.data.num_examples, config.data.class_names = len(train_source), train_source.class_names
     _check_directory(config, workdir)
@@ -222,12 +231,12 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     chosen = np.arange(len(train_source))
     if 0 < config.max_examples < len(chosen):
         chosen = np.sort(permutation(len(chosen), config.seed, epoch=0)[: config.max_examples])
-    examples = describe(train_source, chosen, config, hog)
+    examples = describe(train_source, chosen, complete, hog)
     weights, biases, iterations = fit(*examples, config.model.num_classes, config.model.C, config.seed)
     seconds = time.monotonic() - began
     del examples
 
-    descriptors, labels = describe(test_source, np.arange(len(test_source)), config, hog)
+    descriptors, labels = describe(test_source, np.arange(len(test_source)), complete, hog)
     metrics = measure((descriptors @ weights + biases).astype(np.float32), labels)
     named = {f"{config.data.test}/{name}": value for name, value in metrics.items()}
     result = {"step": iterations, **named, "seconds": round(seconds, 2), "params": weights.size + biases.size}
@@ -266,7 +275,7 @@ def _check_directory(config: ConfigDict, workdir: epath.Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} is a file; give a directory")
     if (workdir / "config.json").exists():
-        changed = configs.differences(configs.load(workdir), config)
+        changed = configs.differences(configs.load(workdir), configs.complete(config.to_dict()))
         if changed:
             raise UserError(f"workdir {workdir} holds a run of another config ({', '.join(changed)}); give another one")
 

@@ -24,16 +24,16 @@ from etils import epath
 from tqdm import tqdm
 
 from cnn_research import analysis
-from cnn_research.data.images import IGNORE, decode, decode_mask, restore_boxes
+from cnn_research.data.batches import decoded
+from cnn_research.data.images import IGNORE, restore_boxes
 from cnn_research.data.objects import read_objects
 from cnn_research.errors import UserError
 from cnn_research.metrics.detection import encode_masks
 from cnn_research.ops.boxes import iou_of_pairs
 from cnn_research.ops.regions import paste_masks
 from cnn_research.tasks.localization import OVERLAP
-from cnn_research.training.config import max_objects
 from cnn_research.training.evaluation import open_split
-from cnn_research.training.feed import image_spec, mask_spec
+from cnn_research.training.feed import eval_spec, image_spec
 from experiments import command_line
 from experiments.images import Example, from_files, save
 
@@ -56,15 +56,13 @@ DETECTION = ("detection", "instance_segmentation", "region_classification", "reg
 
 def from_split(run: analysis.Run, split: str, count: int) -> Iterator[Example]:
     """Yields the first examples of a split, at their own size."""
-    source, masks = open_split(run.config, split), mask_spec(run.config)
-    feature, boxes = masks.feature if masks else "", max_objects(run.config.data) > 0
-    for index, example in enumerate(source.read(range(min(count, len(source))), feature, boxes)):
+    source, spec = open_split(run.config, split), eval_spec(run.config)
+    for index, image, example in decoded(source, range(min(count, len(source))), spec):
         name = f"{source.name}_{split}_{index:05d}"
-        image = decode(example["image"], run.config.data.channels)
-        if boxes:
+        if spec.max_objects:
             yield name, image, read_objects(example["objects"])
         else:
-            yield name, image, decode_mask(example[masks.feature], masks)[..., 0] if masks else int(example["label"])
+            yield name, image, example[spec.masks.feature][..., 0] if spec.masks else int(example["label"])
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import re
 import numpy as np
 from absl import flags
 
+from cnn_research.data.images import is_corrupt
 from cnn_research.data.objects import read_objects
 from cnn_research.data.proposals import Proposals, open_proposals
 from cnn_research.data.selective_search import MODES, SelectiveSearch, as_boxes
@@ -35,6 +36,9 @@ _WIDTH = flags.DEFINE_integer("width", 500, "a wider image is made this wide, as
 _MAX = flags.DEFINE_integer("max", 2000, "proposals of an image that count in the summary", lower_bound=1)
 _SHARD = flags.DEFINE_string("shard", "0/1", "which part of the split, of how many: 0/4 to 3/4")
 _WORKERS = flags.DEFINE_integer("workers", 0, "threads; 0: one for each core", lower_bound=0)
+
+
+_SKIP_CORRUPT = flags.DEFINE_bool("skip_corrupt", False, "leaves out images that cannot be decoded")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -58,17 +62,21 @@ def summarize(source: Source, made: Proposals, shard: tuple[int, int]) -> dict[s
       shard: which part of how many.
     """
     known = "objects" in source.features
-    found, true = [], []
+    found, true, skipped = [], [], 0
     for example in source.read(range(shard[0], len(source), shard[1]), objects=known):
         corners = made.find(example["image"])
         assert corners is not None
+        if not len(corners) and is_corrupt(example["image"]):
+            skipped += 1
+            continue
         boxes = as_boxes(corners[: made.count])
         found.append({"boxes": boxes, "scores": -np.arange(len(boxes))})
         if known:
             objects = read_objects(example["objects"])
             true.append({"boxes": objects.boxes, "crowd": objects.ignored})
-    recall = {"recall": average_recall(found, true, [made.count])["recall50"][made.count]} if known else {}
-    return {"images": len(found), "proposals": float(np.mean([len(each["boxes"]) for each in found])), **recall}
+    recall = {"recall": average_recall(found, true, [made.count])["recall50"][made.count]} if known and found else {}
+    mean = float(np.mean([len(each["boxes"]) for each in found])) if found else 0.0
+    return {"images": len(found), "skipped": skipped, "proposals": mean, **recall}
 
 
 def main() -> None:
@@ -79,7 +87,7 @@ def main() -> None:
     if shard[0] >= len(source):
         raise UserError(f"--shard={_SHARD.value}: the split has {len(source)} images; give fewer shards")
     made = open_proposals(_DATASET.value, search, _MAX.value, _OUT.value, _DATA_DIR.value)
-    watch_search(source, made, _WORKERS.value, shard)
+    watch_search(source, made, _WORKERS.value, shard, _SKIP_CORRUPT.value)
     print(json.dumps({"folder": made.folder, **summarize(source, made, shard)}))
 
 

@@ -100,7 +100,7 @@ def _entries(arms: Sequence[Arm], workdir: epath.Path) -> list[dict[str, Any]]:
     path = workdir / "sweep.json"
     try:
         before = {entry["name"]: entry for entry in json.loads(path.read_text())["arms"]} if path.exists() else {}
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}; delete it, and the sweep goes on from its results") from error
     return [
         {

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cnn_research import analysis
 from cnn_research.analysis.view import View
-from cnn_research.data.batches import load
+from cnn_research.data.batches import load, present
 from cnn_research.data.images import resize
 from cnn_research.errors import UserError, nearest
 from cnn_research.training.evaluation import open_split
@@ -92,7 +92,7 @@ def make_view(run: analysis.Run) -> View:
     spec = image_spec(run.config.data)
     source = open_split(run.config, _SPLIT.value or run.config.data.test)
     count = min(_EXAMPLES.value, len(source))
-    batch = load(source, np.arange(count), np.ones(count, bool), spec)
+    batch = present(load(source, np.arange(count), np.ones(count, bool), spec))
     data, labels = batch["image"], tuple(batch["label"].tolist()) if run.config.task == "classification" else ()
     images, given = data[: _COUNT.value], labels[: _COUNT.value]
     if _IMAGES.value:

@@ -29,6 +29,17 @@ class Job:
     arguments: tuple[str, ...]
     spot: bool = False
 
+    def __post_init__(self):
+        """Refuses what scripts and documents cannot hold as it is.
+
+        Raises:
+          UserError: the directory is not printable, or an argument is no text.
+        """
+        check_printable("workdir", self.workdir)
+        for word in self.arguments:
+            if re.search("[\ud800-\udfff]", word):  # how Python holds bytes that are no UTF-8
+                raise UserError(f"argument {word!r} is not in UTF-8")
+
     @property
     def module(self) -> tuple[str, ...]:
         """What comes after `python`."""
@@ -44,6 +55,22 @@ def make_name(workdir: str) -> str:
     """Returns the name of a job, from the last part of its run's directory."""
     words = re.sub(r"[^a-z0-9]+", "-", workdir.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
     return (words if re.match("[a-z]", words) else f"run-{words}")[:40].strip("-")
+
+
+def check_printable(what: str, text: str) -> None:
+    """Refuses a text that would not stay within its line, or that nobody could see.
+
+    Args:
+      what: it is.
+      text: to check.
+
+    Raises:
+      UserError: it holds, say, the end of a line.
+    """
+    if not text.isprintable():
+        raise UserError(
+            f"{what} {text!r} holds characters that are not printable, such as a line's end; leave them out"
+        )
 
 
 def parse_options(texts: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
@@ -63,6 +90,7 @@ def parse_options(texts: Sequence[str], known: Mapping[str, str]) -> dict[str, s
             raise UserError(f"option {name!r} is unknown here; {nearest(name, known)}")
         if not equals or not value:
             raise UserError(f"option {name} has no value; write --option={name}=…: {known[name]}")
+        check_printable(f"option {name}", value)
         options[name] = value
     return options
 

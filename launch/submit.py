@@ -10,6 +10,7 @@ saved; never when it ends with 2, which says that its input is not right. Flags 
 """
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -59,7 +60,7 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Job, dict[str, s
     flags, rest = parser.parse_known_args(arguments)
     if strange := [word for word in rest if not word.startswith("--config.")]:
         raise UserError(f"unexpected argument {strange[0]!r}; the run's own flags are --config.name=value")
-    if not (REPOSITORY / flags.config.split(":", 1)[0]).is_file():
+    if not os.path.isfile(REPOSITORY / flags.config.split(":", 1)[0]):  # whatever text that is
         raise UserError(f"there is no recipe {flags.config.split(':', 1)[0]!r}; recipes are in experiments/configs")
     job = Job(
         name=make_name(flags.name or flags.workdir),

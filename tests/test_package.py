@@ -1,5 +1,6 @@
 """The wheel holds the library alone, and is enough to create, restore and apply a network."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -27,6 +28,30 @@ model = models.create(**run.config.model.to_dict())
 logits = model.apply(run.variables, jax.numpy.zeros((2, 32, 32, 1)), train=False)
 print(logits.shape, round(run.evaluate()["accuracy"], 6))
 """
+
+
+# What runs what it reads, or hands text to a shell: no file from elsewhere may come near it.
+UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {
+    *("eval", "exec", "os.system", "os.popen", "torch.load", "np.lib.format.read_array"),
+    *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "pd.read_pickle", "pickle.load", "pickle.loads"),
+}
+
+
+@pytest.mark.parametrize("folder", ["cnn_research", "experiments", "launch"])
+def test_nothing_that_is_read_is_run(folder):
+    """No unpickling, no shell: `interop.pth` reads the opcodes of a pickle, and runs none of what they name."""
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path}, line {getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+                assert not UNSAFE_MODULES & {name.split(".")[0] for name in names}, where
+            if isinstance(node, ast.Call):
+                name, given = ast.unparse(node.func), {each.arg: ast.unparse(each.value) for each in node.keywords}
+                assert name not in UNSAFE_CALLS, where
+                assert given.get("shell", "False") == "False", where
+                assert name not in ("np.load", "numpy.load") or given.get("allow_pickle") == "False", where
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from cnn_research.analysis.figures import DPI, LINES, dress_curves
 from cnn_research.analysis.run import Run
-from cnn_research.data.batches import load_all
+from cnn_research.data.batches import load_all, present
 from cnn_research.errors import UserError
 from cnn_research.ops.padding import pad
 from cnn_research.training.evaluation import open_split
@@ -78,7 +78,7 @@ def load_split(
       run: says which data set, and how its images are brought to size.
       split: with TFDS's slicing; the run's test split unless given.
     """
-    examples = load_all(open_split(run.config, split or run.config.data.test), image_spec(run.config.data))
+    examples = present(load_all(open_split(run.config, split or run.config.data.test), image_spec(run.config.data)))
     return examples["image"], examples["label"]
 
 

@@ -72,7 +72,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any] = ()) -> Cost:
             f"parallel={config.parallel} cannot be planned; give --config.parallel=jit, which moves as much"
         )
     program = make_program(config, devices[0].platform)
-    parallel = make_parallel(config.parallel, devices, config.get("shard_state", "off"))
+    parallel = make_parallel(config.parallel, devices, config.shard_state)
     parallel.block(config.batch_size, config.accumulate)
     batch, data = abstract_feed(config, parallel)
     layout = parallel.layout(program.abstract_state)

@@ -224,18 +224,27 @@ class Run:
         Args:
           split: with TFDS's slicing; the config's test split unless given.
         """
-        return self.task.summarize(self.measure(split))
+        evaluator = self.evaluator(split)
+        return evaluator.summarize(self.measure(split, evaluator))
 
-    def measure(self, split: str = "") -> Any:
-        """Returns what the task's metrics are made of: sums over a whole split, or records of its examples.
+    def evaluator(self, split: str = "") -> Evaluator:
+        """Returns what measures the network on a whole split, on all devices.
 
         Args:
           split: with TFDS's slicing; the config's test split unless given.
         """
-        source = self.open_split(split)
         parallel = make_parallel("jit")
-        evaluator = Evaluator(self.model, self.task, self.program.preprocessing, source, self.config, parallel)
-        return evaluator.measure(parallel.replicate(self.variables))
+        source = self.open_split(split)
+        return Evaluator(self.model, self.task, self.program.preprocessing, source, self.config, parallel)
+
+    def measure(self, split: str = "", evaluator: Evaluator | None = None) -> Any:
+        """Returns what the task's metrics are made of: sums over a whole split, or records of its examples.
+
+        Args:
+          split: with TFDS's slicing; the config's test split unless given.
+          evaluator: of the split, where there is one.
+        """
+        return (evaluator or self.evaluator(split)).measure(make_parallel("jit").replicate(self.variables))
 
     def batch(self, step: int, augmented: bool = False) -> Batch:
         """Returns the exact batch that a step of training saw.

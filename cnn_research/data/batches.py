@@ -6,16 +6,26 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any
 
 import cv2
 import grain
 import numpy as np
 from absl import flags, logging
-from jaxtyping import Bool, Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int, UInt8
 
 from cnn_research.data.borders import border_distance
-from cnn_research.data.images import ImageSpec, place_boxes, write, write_mask
+from cnn_research.data.images import (
+    IGNORE,
+    CorruptImageError,
+    ImageSpec,
+    decode,
+    decode_mask,
+    place_boxes,
+    write,
+    write_mask,
+)
 from cnn_research.data.objects import empty_objects, read_objects, write_objects
 from cnn_research.data.order import Order
 from cnn_research.data.proposals import Proposals
@@ -24,6 +34,9 @@ from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
 
 Batch = dict[str, np.ndarray]
+
+# What stands in the place of an example that is skipped, where that is not 0.
+SKIPPED = {"segmentation_mask": IGNORE, "border_distance": np.inf}
 
 
 def load(
@@ -34,6 +47,9 @@ def load(
     draws: Float64[np.ndarray, "batch draws"] | None = None,
 ) -> Batch:
     """Reads examples into one batch.
+
+    Where `spec.skip_corrupt` is set, one that cannot be decoded becomes a black image without targets, whose
+    `example_mask` is False.
 
     Args:
       source: the split.
@@ -46,7 +62,7 @@ def load(
       UserError: an image or a mask cannot be decoded, or an example has no label or no proposals; the message names
         it.
     """
-    batch = empty(len(indices), spec) | {"example_mask": mask}
+    batch = empty(len(indices), spec) | {"example_mask": mask.copy()}
     images, sizes = batch["image"], batch["original_size"]
     numbers = [()] * len(indices) if draws is None else draws.tolist()
     dropped = 0
@@ -69,13 +85,60 @@ def load(
                 write_proposals(corners, size, spec, batch["proposals"][row], numbers[row])
             if "label" in batch:
                 batch["label"][row] = example["label"]
+        except CorruptImageError as error:
+            if not spec.skip_corrupt:
+                raise corrupt(source, indices[row], error) from error
+            for name, values in batch.items():
+                values[row] = SKIPPED.get(name, 0)
         except UserError as error:
-            raise UserError(f"example {indices[row]} of {source.name}, split {source.split}: {error}") from error
+            raise UserError(f"{describe(source, indices[row])}: {error}") from error
     if dropped:
         logging.warning("split %s of %s: %d boxes without area dropped", source.split, source.name, dropped)
     if "label" in batch and batch["label"].min() < 0:
         raise UserError(f"split {source.split!r} of data set {source.name!r} has examples without a label")
     return batch
+
+
+def describe(source: Source, index: int | np.integer) -> str:
+    """Returns the words that name an example."""
+    return f"example {index} of {source.name}, split {source.split}"
+
+
+def corrupt(source: Source, index: int | np.integer, error: CorruptImageError) -> UserError:
+    """Returns what to say of an example that cannot be decoded, where such ones are not skipped."""
+    return UserError(f"{describe(source, index)}: {error}; --config.data.skip_corrupt leaves such examples out")
+
+
+def decoded(
+    source: Source, indices: Iterable[int], spec: ImageSpec
+) -> Iterator[tuple[int, UInt8[np.ndarray, "height width channels"], dict[str, Any]]]:
+    """Yields examples at their own size: index, image and what `Source.read` gives, with the mask as its classes.
+
+    Args:
+      source: the split.
+      indices: of the examples.
+      spec: which targets there are, the images' channels, and whether what cannot be decoded is left out.
+
+    Raises:
+      UserError: an image or a mask cannot be decoded; the message names it.
+    """
+    indices = [*indices]
+    feature = spec.masks.feature if spec.masks else ""
+    for index, example in zip(indices, source.read(indices, feature, spec.max_objects > 0), strict=True):
+        try:
+            image = decode(example["image"], spec.channels)
+            if spec.masks:
+                example = example | {feature: decode_mask(example[feature], spec.masks)}
+        except CorruptImageError as error:
+            if not spec.skip_corrupt:
+                raise corrupt(source, index, error) from error
+            continue
+        yield index, image, example
+
+
+def present(batch: Batch) -> Batch:
+    """Returns a batch without what only pads it."""
+    return {name: values[batch["example_mask"]] for name, values in batch.items()}
 
 
 def write_proposals(

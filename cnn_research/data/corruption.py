@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from cnn_research.data.images import decode
+from cnn_research.data.images import CorruptImageError, decode
 from cnn_research.data.sources import Source
 from cnn_research.errors import UserError, nearest
 
@@ -84,7 +84,11 @@ class CorruptedSource(Source):
         """
         channels = self.features[self.image].shape[-1]
         for index, example in zip(indices, super().read(indices, mask, objects), strict=True):
-            image = self.corruption(decode(example["image"], channels), int(index))
+            try:
+                image = self.corruption(decode(example["image"], channels), int(index))
+            except CorruptImageError:
+                yield example  # whoever decodes it knows what to do
+                continue
             stored = image if channels == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
             yield example | {"image": cv2.imencode(".png", stored)[1].tobytes()}
 

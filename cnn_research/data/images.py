@@ -25,6 +25,10 @@ REDUCTIONS = {
 }
 
 
+class CorruptImageError(UserError):
+    """An image or a mask cannot be decoded."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskSpec:
     """What is read of each pixel's class; how it is brought to size is the image's part.
@@ -65,6 +69,7 @@ class ImageSpec:
       max_objects: where objects have boxes and classes, how many of an image a batch has room for. Without both each
         image has a label.
       proposals: where a network is given the regions that it looks at.
+      skip_corrupt: whether an example whose image or mask cannot be decoded counts as padding; else it is an error.
     """
 
     size: tuple[int, ...]
@@ -74,6 +79,7 @@ class ImageSpec:
     masks: MaskSpec | None = None
     max_objects: int = 0
     proposals: Proposals | None = None
+    skip_corrupt: bool = False
 
     def __post_init__(self):
         if self.resize not in RESIZE:
@@ -113,7 +119,7 @@ def decode(encoded: bytes, channels: int, reduction: int = 1) -> UInt8[np.ndarra
       reduction: 1, 2, 4 or 8: how many pixels become one, along each side.
 
     Raises:
-      UserError: the bytes are no image.
+      CorruptImageError: the bytes are no image. Of one that is cut off decoders give what there is.
     """
     mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     image = _decode(encoded, mode | REDUCTIONS[reduction])
@@ -126,8 +132,17 @@ def _decode(encoded: bytes, flags: int) -> Shaped[np.ndarray, "height width *cha
     except cv2.error:  # no bytes at all, or more pixels than OpenCV takes
         image = None
     if image is None:
-        raise UserError("an image cannot be decoded; PNG and JPEG files can")
+        raise CorruptImageError("an image cannot be decoded; PNG and JPEG files can")
     return image
+
+
+def is_corrupt(encoded: bytes) -> bool:
+    """Tells whether an image's file cannot be decoded."""
+    try:
+        _decode(encoded, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    except CorruptImageError:
+        return True
+    return False
 
 
 def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
@@ -169,7 +184,7 @@ def write(
       The height and width of the whole image.
 
     Raises:
-      UserError: the bytes are no image.
+      CorruptImageError: the bytes are no image, or not one of the size that they say.
     """
     size = jpeg_size(encoded)
     if size is None:
@@ -180,6 +195,10 @@ def write(
         seen, place = spec.place(size, draws)
         reduction, seen = reduced(seen, place)
         image = decode(encoded, spec.channels, reduction)
+        if image.shape[:2] != tuple(-(-side // reduction) for side in size):
+            raise CorruptImageError(
+                f"an image cannot be decoded; its header says {size} pixels, which it does not have"
+            )
     _resize(image, seen, place, out)
     return size
 
@@ -217,7 +236,8 @@ def write_mask(
       draws: of the example, for `spec.windows`.
 
     Raises:
-      UserError: the mask is no image, is not the image's size, or has a value that is no class.
+      CorruptImageError: the mask is no image.
+      UserError: it is not the image's size, or has a value that is no class.
     """
     assert spec.masks
     mask = decode_mask(encoded, spec.masks)
@@ -241,7 +261,8 @@ def decode_mask(encoded: bytes, spec: MaskSpec) -> UInt8[np.ndarray, "height wid
       The classes of the pixels; 255 means ignore.
 
     Raises:
-      UserError: the mask is no image, or has a value that is no class.
+      CorruptImageError: the mask is no image.
+      UserError: it has a value that is no class.
     """
     values = _decode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)[..., None]
     classes = _classes(spec).take(values, mode="clip")

@@ -61,7 +61,10 @@ def open_proposals(name: str, search: SelectiveSearch, count: int, base: str = "
       data_dir: see `sources.folders`.
     """
     root = epath.Path(base).expanduser() if base else next(folders(data_dir)) / "proposals"
-    return Proposals(str(root / name.strip("/").replace("/", "_") / f"{search.mode}_{search.width}"), search, count)
+    folder = name.strip("/").replace("/", "_")
+    if not folder.strip("."):  # `..` is a directory, too
+        folder = folder.replace(".", "_")
+    return Proposals(str(root / folder / f"{search.mode}_{search.width}"), search, count)
 
 
 def digest(encoded: bytes) -> int:
@@ -79,7 +82,7 @@ def load(folder: str) -> dict[int, Corners]:
     known: dict[int, Corners] = {}
     for path in sorted(epath.Path(folder).glob("*.npz")):
         try:
-            with np.load(io.BytesIO(path.read_bytes())) as columns:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as columns:
                 digests, counts, corners = (columns[name] for name in ("digests", "counts", "corners"))
         except Exception as error:  # those of zipfile, zlib and NumPy are of many kinds
             raise UserError(f"{path} is damaged: {error}; remove it and make its proposals again") from error

@@ -5,18 +5,23 @@ import os
 from collections.abc import Iterator
 
 import cv2
+import numpy as np
 
 from cnn_research.data import proposals
-from cnn_research.data.images import decode
+from cnn_research.data.batches import describe
+from cnn_research.data.images import CorruptImageError, decode
 from cnn_research.data.proposals import Proposals
 from cnn_research.data.selective_search import Corners
 from cnn_research.data.sources import Source
+from cnn_research.errors import UserError
 
 STORED = 2000  # of an image at most, in files as in R-CNN
 PART = 200  # images of a file
 
 
-def search_split(source: Source, wanted: Proposals, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[int]:
+def search_split(
+    source: Source, wanted: Proposals, workers: int = 0, shard: tuple[int, int] = (0, 1), skip_corrupt: bool = False
+) -> Iterator[int]:
     """Searches those images of a split that were not searched before; yields how many are done, file by file.
 
     Args:
@@ -24,13 +29,20 @@ def search_split(source: Source, wanted: Proposals, workers: int = 0, shard: tup
       wanted: where to write, and how to search.
       workers: threads, which suffice since OpenCV releases Python's lock; 0: one for each core.
       shard: which part of how many; others may be at work at theirs.
+      skip_corrupt: whether there is nothing in an image that cannot be decoded.
 
     Raises:
       UserError: an image cannot be decoded, or the folder cannot be written.
     """
 
-    def search(encoded: bytes) -> Corners:
-        return wanted.search(decode(encoded, channels=3))[:STORED]
+    def search(index: int, encoded: bytes) -> Corners:
+        try:
+            image = decode(encoded, channels=3)
+        except CorruptImageError as error:
+            if not skip_corrupt:
+                raise UserError(f"{describe(source, index)}: {error}; --skip_corrupt leaves such images out") from error
+            return np.empty((0, 4), np.uint16)
+        return wanted.search(image)[:STORED]
 
     known = proposals.load(wanted.folder).keys()
     indices = range(shard[0], len(source), shard[1])
@@ -40,10 +52,12 @@ def search_split(source: Source, wanted: Proposals, workers: int = 0, shard: tup
         with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             for begin in range(0, len(indices), PART):
                 part = indices[begin : begin + PART]
-                images = {proposals.digest(each["image"]): each["image"] for each in source.read(part)}
+                read = zip(part, source.read(part), strict=True)
+                images = {proposals.digest(each["image"]): (index, each["image"]) for index, each in read}
                 new = {digest: image for digest, image in images.items() if digest not in known}
                 if new:
-                    proposals.write(wanted.folder, dict(zip(new, pool.map(search, new.values()), strict=True)))
+                    found = pool.map(search, *zip(*new.values(), strict=True))
+                    proposals.write(wanted.folder, dict(zip(new, found, strict=True)))
                 yield begin + len(part)
     finally:
         cv2.setNumThreads(threads)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -27,10 +27,12 @@ WORDS = ("data.class_names", "optimizer.milestones")  # what sequences hold that
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 
 # Fields that say how a run is watched, kept and spread over devices, and not what it computes: a run may resume with
-# other values. (Another number of devices, or the other `parallel`, changes results by rounding.)
+# other values. (Another number of devices, or the other `parallel`, changes results by rounding. Until a run meets an
+# example that cannot be decoded it is the same with and without `data.skip_corrupt`, and one without ends there.)
 OPERATIONAL = (
     "parallel", "shard_state", "log_every", "eval_every", "checkpoint_every", "keep_last", "keep_best",
     "eval_batch_size", "tensorboard", "profile", "data.data_dir", "data.proposal_dir", "data.resident", "data.workers",
+    "data.skip_corrupt",
 )  # fmt: skip
 
 
@@ -42,8 +44,14 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
       task: a name from `tasks.names()`; the model's own unless given.
       **model_fields: fields of the model that differ from its defaults.
     """
-    task = task or models.task(model)
-    network = models.config(model, **model_fields)
+    return _defaults(task or models.task(model), models.config(model, **model_fields))
+
+
+def _defaults(task: str, network: ConfigDict) -> ConfigDict:
+    """Returns the defaults of all fields.
+
+    What a new field defaults to is what runs did before: `complete` gives it to those that are older.
+    """
     return ConfigDict(
         dict(
             seed=0,
@@ -101,6 +109,8 @@ def default_config(model: str, task: str = "", **model_fields: Any) -> ConfigDic
                 # that goes for evaluation alone.
                 resident="auto",
                 workers=0,  # processes that decode; 0: threads
+                # Whether examples that cannot be decoded are left out, named and counted, and do not end the run.
+                skip_corrupt=False,
             ),
             augmentation=dataclasses.asdict(Augmentation()),
             loss=tasks.config(task),
@@ -137,7 +147,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"{field}={value} must hold numbers")
     if config.parallel not in PARALLEL:
         raise UserError(f"parallel={config.parallel!r} is unknown; {nearest(config.parallel, PARALLEL)}")
-    if config.get("shard_state", "off") not in SHARD_STATE:
+    if config.shard_state not in SHARD_STATE:
         raise UserError(f"shard_state={config.shard_state!r} is unknown; {nearest(config.shard_state, SHARD_STATE)}")
     if config.precision not in (*PRECISION, "auto"):
         raise UserError(f"precision={config.precision!r} is unknown; it is auto, f32 or bf16")
@@ -155,7 +165,7 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into accumulate={config.accumulate} micro-batches"
         )
-    size, crop = config.data.image_size, crop_size(config.data)
+    size, crop = config.data.image_size, config.data.crop_size
     if crop and (len(crop) != 2 or not all(1 <= part <= whole for part, whole in zip(crop, size, strict=False))):
         raise UserError(
             f"data.crop_size={crop} is no window of data.image_size={tuple(size)};"
@@ -169,17 +179,17 @@ def validate(config: ConfigDict) -> None:
             f"{config.model.name} is a network for {models.task(config.model.name)}, task is {config.task!r};"
             f" give one of {', '.join(models.names(config.task))}"
         )
-    if (config.task in MASKS) != bool(mask_feature(config.data)):
+    if (config.task in MASKS) != bool(config.data.mask):
         needs = f"a feature, such as {MASKS[config.task]}" if config.task in MASKS else "no feature"
-        raise UserError(f"task {config.task} takes {needs}, as data.mask; it is {mask_feature(config.data)!r}")
-    if (config.task in OBJECTS) != bool(max_objects(config.data)) or max_objects(config.data) < 0:
+        raise UserError(f"task {config.task} takes {needs}, as data.mask; it is {config.data.mask!r}")
+    if (config.task in OBJECTS) != bool(config.data.max_objects) or config.data.max_objects < 0:
         needs = "1 or more" if config.task in OBJECTS else "0"
-        raise UserError(f"task {config.task} takes {needs} as data.max_objects; it is {max_objects(config.data)}")
-    if is_given_regions(config.model) != bool(max_proposals(config.data)) or max_proposals(config.data) < 0:
+        raise UserError(f"task {config.task} takes {needs} as data.max_objects; it is {config.data.max_objects}")
+    if is_given_regions(config.model) != bool(config.data.max_proposals) or config.data.max_proposals < 0:
         needs = "1 or more" if is_given_regions(config.model) else "0"
-        raise UserError(f"{config.model.name} takes {needs} as data.max_proposals; it is {max_proposals(config.data)}")
-    if mirror(config.data) < 0:
-        raise UserError(f"data.mirror={mirror(config.data)} must not be negative")
+        raise UserError(f"{config.model.name} takes {needs} as data.max_proposals; it is {config.data.max_proposals}")
+    if config.data.mirror < 0:
+        raise UserError(f"data.mirror={config.data.mirror} must not be negative")
     if config.profile and not re.fullmatch(r"\d+:\d+", config.profile):
         raise UserError(f"profile={config.profile!r}: give the first step and the one after the last, such as 100:110")
     for field in ("mean", "std"):
@@ -194,19 +204,19 @@ def validate(config: ConfigDict) -> None:
 def _validate_crops(config: ConfigDict) -> None:
     """Checks `crop_on` and what goes with it."""
     data = config.data
-    crop_on, side = data.get("crop_on", "device"), tuple(data.get("short_side", ()))
-    if crop_on not in CROP_ON:
-        raise UserError(f"data.crop_on={crop_on!r} is unknown; {nearest(crop_on, CROP_ON)}")
-    if crops_on_host(data) and data.resident == "on":
+    side = data.short_side
+    if data.crop_on not in CROP_ON:
+        raise UserError(f"data.crop_on={data.crop_on!r} is unknown; {nearest(data.crop_on, CROP_ON)}")
+    if data.crop_on == "host" and data.resident == "on":
         raise UserError("data.resident=on keeps images as they are, data.crop_on=host cuts each anew; set one of them")
     if not side:
         return
-    if not crops_on_host(data) or tuple(config.augmentation.random_resized_crop) != (1.0, 1.0):
+    if data.crop_on != "host" or tuple(config.augmentation.random_resized_crop) != (1.0, 1.0):
         raise UserError(
             f"data.short_side={side} needs data.crop_on=host, and augmentation.random_resized_crop=(1.0,1.0): that"
             " cuts by area instead"
         )
-    least = max(crop_size(data) or data.image_size)
+    least = max(data.crop_size or data.image_size)
     if len(side) != 2 or not all(isinstance(part, int) for part in side) or not least <= side[0] <= side[1]:
         raise UserError(
             f"data.short_side={side}: give the smallest and the largest length, in pixels, from {least}, which is seen"
@@ -222,44 +232,9 @@ def is_given_regions(model: ConfigDict) -> bool:
     return model.name == "rcnn" or model.get("anchor_sizes", None) == ()
 
 
-def crops_on_host(data: ConfigDict) -> bool:
-    """Returns whether training's windows come from the host; those of runs that are older than the field do not."""
-    return data.get("crop_on", "device") == "host"
-
-
-def crop_size(data: ConfigDict) -> tuple[int, ...]:
-    """Returns `config.data.crop_size`; runs that are older than the field see all of their images."""
-    return tuple(data.get("crop_size", ()))
-
-
-def image_feature(data: ConfigDict) -> str:
-    """Returns `config.data.image`; runs that are older than the field read `image`."""
-    return data.get("image", "image")
-
-
-def mask_feature(data: ConfigDict) -> str:
-    """Returns `config.data.mask`; runs that are older than the field have labels."""
-    return data.get("mask", "")
-
-
-def max_objects(data: ConfigDict) -> int:
-    """Returns `config.data.max_objects`; runs that are older than the field have 0."""
-    return data.get("max_objects", 0)
-
-
-def max_proposals(data: ConfigDict) -> int:
-    """Returns `config.data.max_proposals`; runs that are older than the field have 0."""
-    return data.get("max_proposals", 0)
-
-
-def mirror(data: ConfigDict) -> int:
-    """Returns `config.data.mirror`; runs that are older than the field have 0."""
-    return data.get("mirror", 0)
-
-
 def input_shape(data: ConfigDict) -> tuple[int, int, int]:
     """Returns height, width and channels of the network's input in training, as `config.data` says."""
-    height, width = (size + 2 * mirror(data) for size in crop_size(data) or data.image_size)
+    height, width = (size + 2 * data.mirror for size in data.crop_size or data.image_size)
     return height, width, data.channels
 
 
@@ -269,15 +244,51 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Returns the config that `to_json` wrote; JSON's lists are tuples again."""
-    return ConfigDict(_lists_to_tuples(json.loads(text)))
+    """Returns the config that `to_json` wrote, `complete`; JSON's lists are tuples again.
+
+    Raises:
+      ValueError: the text is no such config.
+    """
+    stored = _lists_to_tuples(json.loads(text))
+    if not isinstance(stored, dict):
+        raise UserError("it holds no fields")
+    return complete(stored)
+
+
+def complete(stored: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config of a run that may be older than some fields: these get their defaults.
+
+    Fields that are not known here stay as they are.
+
+    Args:
+      stored: its fields.
+
+    Raises:
+      UserError: the model or the task is not named, the task is not known, or what should be a group of fields is none.
+    """
+    model = stored.get("model")
+    if not isinstance(model, Mapping) or "name" not in model or not isinstance(stored.get("task"), str):
+        raise UserError("it does not say model.name and task")
+    known = models.config(model["name"]).to_dict() if model["name"] in models.names() else {}
+    return ConfigDict(_merged(_defaults(stored["task"], ConfigDict({**known, **model})).to_dict(), stored, ""))
+
+
+def _merged(defaults: Mapping[str, Any], stored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    merged = {**defaults, **stored}
+    for name in defaults.keys() & stored.keys():
+        default, value = defaults[name], stored[name]
+        if isinstance(default, Mapping) != isinstance(value, Mapping):
+            raise UserError(f"{prefix}{name} is {'no' if isinstance(default, Mapping) else 'a'} group of fields")
+        if isinstance(default, Mapping):
+            merged[name] = _merged(default, value, f"{prefix}{name}.")
+    return merged
 
 
 def load(workdir: epath.PathLike) -> ConfigDict:
-    """Reads a run's config.
+    """Reads a run's config, `complete`.
 
     Raises:
-      UserError: the directory holds no run.
+      UserError: the directory holds no run, or its config is damaged.
     """
     path = epath.Path(workdir) / "config.json"
     if not path.exists():

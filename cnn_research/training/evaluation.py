@@ -19,14 +19,17 @@ from cnn_research.metrics import records
 from cnn_research.metrics.detection import encode_masks
 from cnn_research.metrics.records import Record
 from cnn_research.tasks import RecordTask, Task
-from cnn_research.training.config import image_feature, mask_feature, max_objects
 from cnn_research.training.feed import Feed, eval_spec, make_feed
 from cnn_research.training.parallel import Jit
 from cnn_research.training.step import Preprocessing, gather, make_eval_step
 
 
 class Evaluator:
-    """A split and the compiled step that measures a network on it."""
+    """A split and the compiled step that measures a network on it.
+
+    Attributes:
+      skipped: how many examples could not be decoded when it was last measured.
+    """
 
     def __init__(
         self,
@@ -54,51 +57,65 @@ class Evaluator:
         self._feed: Feed = make_feed(source, self._order, config.data, parallel, eval_spec(config))
         self._task = task
         self._truths: dict[int, Record] = {}  # by example: the same at each evaluation
+        self.skipped = 0
         step = make_eval_step(model, task, preprocessing)
 
-        def step_and_sizes(variables: Any, batch: Any, data: Any) -> Any:
-            return step(variables, batch, data), gather(batch, data)["original_size"]
+        def run(variables: Any, batch: Any, data: Any) -> Any:
+            examples = gather(batch, data)
+            return step(variables, batch, data), examples["example_mask"], examples["original_size"]
 
-        run = step_and_sizes if isinstance(task, RecordTask) else step
         self._step = jax.jit(run, out_shardings=parallel.replicated)
 
     def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
-        """Returns the metrics of the split, under the task's names.
+        """Returns the metrics of the split, see `summarize`.
 
         Args:
           variables: the network's, replicated over the mesh.
         """
-        return self._task.summarize(self.measure(variables))
+        return self.summarize(self.measure(variables))
+
+    def summarize(self, measured: Any) -> dict[str, float]:
+        """Returns the metrics under the task's names and, where examples may be skipped, how many were.
+
+        Args:
+          measured: what `measure` gave.
+        """
+        skipped = {"skipped": self.skipped} if self._feed.spec.skip_corrupt else {}
+        return self._task.summarize(measured) | skipped
 
     def measure(self, variables: dict[str, Any]) -> Any:
-        """Returns what the task makes metrics of: sums over the split, or the records of its examples, in order.
+        """Returns what the task makes metrics of: sums over the split, or records of its examples with their `index`.
 
         Args:
           variables: the network's, replicated over the mesh.
         """
         if isinstance(self._task, RecordTask):
             return self._records(self._task, variables)
-        return functools.reduce(_added, map(_wide, self._outputs(variables)))
+        return functools.reduce(_added, (_wide(sums) for sums, _, _ in self._outputs(variables)))
 
     def _outputs(self, variables: dict[str, Any]) -> Iterator[Any]:
         """Yields what the step gives for each batch; the devices work at the next one meanwhile."""
+        self.skipped = len(self._feed.source)
         outputs = (self._step(variables, batch, self._feed.data) for batch in self._feed(0, len(self._order)))
         for last, _next in itertools.pairwise(itertools.chain(outputs, [None])):
-            yield jax.device_get(last)
+            output, mask, sizes = jax.device_get(last)
+            self.skipped -= int(mask.sum())
+            yield output, mask, sizes
 
     def _records(self, task: RecordTask, variables: dict[str, Any]) -> list[Record]:
         """Each process makes those of every n-th example of a batch."""
         made: list[Record] = []
         places: list[int] = []
-        for step, (arrays, sizes) in enumerate(self._outputs(variables)):
-            indices, mask = self._order(step)
+        for step, (arrays, mask, sizes) in enumerate(self._outputs(variables)):
+            indices, _ = self._order(step)
             mine = mask & (np.arange(len(mask)) % jax.process_count() == jax.process_index())
             found = records.unpad({name: x for name, x in arrays.items() if name != "valid"}, arrays["valid"], mine)
             for index, size, objects in zip(
                 indices[mine].tolist(), map(tuple, sizes[mine].tolist()), found, strict=True
             ):
                 boxes = restore_boxes(objects["boxes"], size, self._feed.spec) * np.tile(np.array(size, np.float32), 2)
-                made.append(task.record(objects | {"boxes": boxes}, self._truth(index, size)))
+                record = task.record(objects | {"boxes": boxes}, self._truth(index, size))
+                made.append(record | {"index": np.array(index)})
                 places.append(index)
         return records.gather(made, np.array(places))
 
@@ -139,11 +156,11 @@ def check_classes(source: Source, config: ConfigDict) -> None:
 
 def class_names(source: Source, config: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the classes: the data set's, or where pixels have classes the recipe's."""
-    if max_objects(config.data):
+    if config.data.max_objects:
         return source.object_names
-    return tuple(config.data.class_names) if mask_feature(config.data) else source.class_names
+    return tuple(config.data.class_names) if config.data.mask else source.class_names
 
 
 def open_split(config: ConfigDict, split: str) -> Source:
     """Opens a split of the config's data set."""
-    return open_source(config.data.name, split, config.data.data_dir, image_feature(config.data))
+    return open_source(config.data.name, split, config.data.data_dir, config.data.image)

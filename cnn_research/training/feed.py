@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Sharding
+from jaxtyping import Int
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from cnn_research.data import batches, embedded
 from cnn_research.data.images import UNKNOWN, ImageSpec, MaskSpec
@@ -21,7 +24,6 @@ from cnn_research.data.selective_search import SelectiveSearch
 from cnn_research.data.sources import Source
 from cnn_research.data.windows import RandomWindows
 from cnn_research.errors import UserError
-from cnn_research.training.config import crop_size, crops_on_host, mask_feature, max_objects, max_proposals
 from cnn_research.training.parallel import Jit
 from cnn_research.training.progress import Progress
 
@@ -34,14 +36,15 @@ def image_spec(data: ConfigDict) -> ImageSpec:
         tuple(data.image_size),
         data.channels,
         data.resize,
-        max_objects=max_objects(data),
+        max_objects=data.max_objects,
+        skip_corrupt=data.skip_corrupt,
         proposals=proposals_of(data),
     )
 
 
 def proposals_of(data: ConfigDict) -> Proposals | None:
     """Returns the proposals that `config.data` asks for, or None where the network is given none."""
-    if not max_proposals(data):
+    if not data.max_proposals:
         return None
     search = SelectiveSearch(data.proposals, data.proposal_width)
     return open_proposals(data.name, search, data.max_proposals, data.proposal_dir, data.data_dir)
@@ -55,9 +58,9 @@ def mask_spec(config: ConfigDict, borders: bool = False) -> MaskSpec | None:
       borders: whether the distances between objects are wanted.
     """
     data = config.data
-    if not mask_feature(data):
+    if not data.mask:
         return None
-    if max_objects(data):
+    if data.max_objects:
         return MaskSpec(data.mask, UNKNOWN - 1)  # of as many instances as there can be classes
     return MaskSpec(data.mask, config.model.num_classes, tuple(data.mask_values), borders)
 
@@ -72,7 +75,7 @@ def train_spec(config: ConfigDict) -> ImageSpec:
     data, augmentation = config.data, config.augmentation
     borders = config.loss.get("border_weight", 0) > 0
     spec = dataclasses.replace(image_spec(data), masks=mask_spec(config, borders))
-    if not crops_on_host(data):
+    if data.crop_on != "host":
         return spec
     area = tuple(augmentation.random_resized_crop)
     windows = RandomWindows(
@@ -81,7 +84,7 @@ def train_spec(config: ConfigDict) -> ImageSpec:
         aspect_ratio=tuple(augmentation.aspect_ratio),
         short_side=tuple(data.short_side) or (min(spec.size),) * 2,
     )
-    return dataclasses.replace(spec, size=crop_size(data) or spec.size, windows=windows)
+    return dataclasses.replace(spec, size=tuple(data.crop_size) or spec.size, windows=windows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Feed:
       parallel: how batches lie on the devices.
       data: the resident split, or {}.
       workers: processes that decode a streamed split.
+      skipped: indices of the examples that this process could not decode so far.
     """
 
     source: Source
@@ -106,6 +110,7 @@ class Feed:
     parallel: Jit
     data: dict[str, jax.Array]
     workers: int = 0
+    skipped: set[int] = dataclasses.field(default_factory=set)
 
     def batch(self, step: int) -> batches.Batch:
         """Returns the whole global batch of a step as it is before augmentation, on the host."""
@@ -123,7 +128,18 @@ class Feed:
                 indices, mask = self.order(step)
                 yield {"index": indices[block].astype(np.int32), "example_mask": mask[block]}
         else:
-            yield from batches.stream(self.source, self.order, self.spec, range(start, stop), block, self.workers)
+            steps = range(start, stop)
+            streamed = batches.stream(self.source, self.order, self.spec, steps, block, self.workers)
+            for step, batch in zip(steps, streamed, strict=True):
+                indices, mask = self.order(step)
+                self.tell(indices[block][mask[block] & ~batch["example_mask"]])
+                yield batch
+
+    def tell(self, skipped: Int[np.ndarray, " examples"]) -> None:
+        """Names examples that were skipped, each once."""
+        for index in sorted({*skipped.tolist()} - self.skipped):
+            tqdm.write(f"skips {batches.describe(self.source, index)}: it cannot be decoded", file=sys.stderr)
+        self.skipped.update(skipped.tolist())
 
 
 def make_feed(
@@ -159,12 +175,15 @@ def make_feed(
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
     if spec.proposals and source.name.split("/")[0] in embedded.NAMES:
         _search(source, spec.proposals)
-    content: dict[str, Any] = resident or {}
-    if not resident and _is_resident(source, data, spec):
-        content = batches.load_all(source, spec)
+    feed = Feed(source, order, spec, parallel, resident or {}, data.workers)
+    if resident or not _is_resident(source, data, spec):
+        return feed
+    content: dict[str, Any] = batches.load_all(source, spec)
+    if spec.skip_corrupt and jax.process_index() == 0:
+        feed.tell(np.flatnonzero(~content["example_mask"]))
+    if not spec.skip_corrupt:
         del content["example_mask"]  # a batch brings its own
-        content = parallel.spread(parallel.replicate(content))
-    return Feed(source, order, spec, parallel, content, data.workers)
+    return dataclasses.replace(feed, data=parallel.spread(parallel.replicate(content)))
 
 
 def _search(source: Source, wanted: Proposals) -> None:
@@ -178,11 +197,13 @@ def _search(source: Source, wanted: Proposals) -> None:
             watch_search(source, wanted)
 
 
-def watch_search(source: Source, wanted: Proposals, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> None:
+def watch_search(
+    source: Source, wanted: Proposals, workers: int = 0, shard: tuple[int, int] = (0, 1), skip_corrupt: bool = False
+) -> None:
     """Does what `search_split` does, and shows how far it is."""
     progress = Progress(0, len(range(shard[0], len(source), shard[1])), f"{source.split}: image")
     with contextlib.closing(progress):
-        for done in search_split(source, wanted, workers, shard):
+        for done in search_split(source, wanted, workers, shard, skip_corrupt):
             progress.update(done, {})
 
 
@@ -199,8 +220,9 @@ def abstract_feed(config: ConfigDict, parallel: Jit) -> tuple[dict[str, Any], di
       parallel: how batches lie on the devices.
     """
     spec = train_spec(config)
-    examples = {name: x for name, x in batches.empty(1, spec).items() if name != "example_mask"}
-    rows = {"example_mask": np.empty(1, bool)}
+    whole = batches.empty(1, spec)
+    examples = {name: x for name, x in whole.items() if name != "example_mask"}
+    rows = {"example_mask": whole["example_mask"]}
     resident = _is_resident(range(config.data.num_examples), config.data, spec)
     rows |= {"index": np.empty(1, np.int32)} if resident else examples
 
@@ -209,5 +231,6 @@ def abstract_feed(config: ConfigDict, parallel: Jit) -> tuple[dict[str, Any], di
             name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding) for name, x in arrays.items()
         }
 
-    data = abstract(examples, config.data.num_examples, parallel.replicated) if resident else {}
+    kept = whole if spec.skip_corrupt else examples
+    data = abstract(kept, config.data.num_examples, parallel.replicated) if resident else {}
     return abstract(rows, config.batch_size, parallel.batch_sharding), data

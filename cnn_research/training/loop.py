@@ -81,7 +81,7 @@ def train_together(
     configs = [_with_facts(config, len(train_source), names) for config in configs]
     check_alike(configs)
     check_classes(train_source, first)
-    parallel = make_parallel(first.parallel, devices, first.get("shard_state", "off"))
+    parallel = make_parallel(first.parallel, devices, first.shard_state)
     parallel.block(first.batch_size, first.accumulate)  # refuses what does not divide, before anything is written
 
     outcomes: dict[int, dict[str, Any] | UserError] = {}
@@ -236,7 +236,7 @@ class _Loop:
             if not all(run.evaluated for _, run in self.left()):
                 self.evaluate()
             self.each(self.fit_phases)
-            self.each(lambda _, run: run.finish())
+            self.each(self.finish)
 
     def left(self) -> list[tuple[int, Run]]:
         """Returns the runs that have not failed, with their places in the stack."""
@@ -298,6 +298,14 @@ class _Loop:
             state = run.fit(state, phase)
             self.say_of(run, f"step {run.step}  {describe(run.evaluate(state))}")
             run.save(state)
+
+    def finish(self, _: int, run: Run) -> None:
+        """Writes a run's result, and says what it skipped."""
+        run.finish()
+        assert isinstance(run.outcome, dict)
+        skipped = {name: value for name, value in run.outcome.items() if name.endswith("/skipped") and value}
+        if skipped:
+            self.say_of(run, f"examples that cannot be decoded were skipped: {describe(skipped)}")
 
     def say_of(self, run: Run, text: str) -> None:
         """Prints a line, with the run's name where there are several."""

@@ -13,16 +13,8 @@ from ml_collections import ConfigDict
 
 from cnn_research import models, tasks
 from cnn_research.data.augmentation import Augmentation
-from cnn_research.errors import UserError
-from cnn_research.training.config import (
-    PRECISION,
-    crop_size,
-    crops_on_host,
-    input_shape,
-    mask_feature,
-    mirror,
-    validate,
-)
+from cnn_research.errors import UserError, nearest
+from cnn_research.training.config import PRECISION, input_shape, validate
 from cnn_research.training.durations import parse_steps
 from cnn_research.training.optimizers import make_optimizer, make_schedule, matches
 from cnn_research.training.state import TrainState, create_state, init_variables
@@ -120,6 +112,7 @@ class Program:
             accumulate=self.config.accumulate,
             ema=self.config.ema,
             frozen=matches(freeze, "optimizer.freeze") if freeze else None,
+            count_skipped=self.config.data.skip_corrupt,
             axis_name=axis_name,
         )
         return lambda state, batch, data: train_step(state, gather(batch, data))
@@ -144,8 +137,8 @@ def make_program(config: ConfigDict, platform: str = "") -> Program:
     if total_steps < 1:
         raise UserError(f"duration={config.duration!r} is less than one step of batch_size={config.batch_size}")
     schedule = make_schedule(config.optimizer, total_steps, steps_per_epoch)
-    augmentation = Augmentation(**config.augmentation.to_dict())
-    if crops_on_host(data):
+    augmentation = make_augmentation(config.augmentation)
+    if data.crop_on == "host":
         augmentation = dataclasses.replace(augmentation, random_resized_crop=(1.0, 1.0))
     return Program(
         config=config,
@@ -155,15 +148,27 @@ def make_program(config: ConfigDict, platform: str = "") -> Program:
             augmentation=augmentation,
             mean=tuple(data.mean),
             std=tuple(data.std),
-            crop_size=crop_size(data),
-            whole=bool(mask_feature(data)) or config.task == "region_detection",
-            mirror=mirror(data),
+            crop_size=tuple(data.crop_size),
+            whole=bool(data.mask) or config.task == "region_detection",
+            mirror=data.mirror,
         ),
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule),
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def make_augmentation(options: ConfigDict) -> Augmentation:
+    """Returns what `config.augmentation` says.
+
+    Raises:
+      UserError: a field is not known or its value is out of its range.
+    """
+    known = {field.name for field in dataclasses.fields(Augmentation)}
+    for name in set(options) - known:
+        raise UserError(f"augmentation.{name} is no field; {nearest(name, known)}")
+    return Augmentation(**options.to_dict())
 
 
 def compute_dtype(config: ConfigDict, platform: str = "") -> str:

@@ -81,7 +81,8 @@ class Run:
         self._writer = Writer(workdir, self.step, program.config.tensorboard)
         self._seconds = self._writer.latest("seconds")  # of all processes that worked on it, but for evaluation
         self._compiled: tuple[int, float] | None = None  # step and seconds at the first note, after compiling
-        self._loss: dict[str, float] = {}
+        self._last: dict[str, float] = {}  # of training, for the result
+        self._skipped = int(self._writer.latest("train/skipped"))  # examples of all steps that could not be decoded
         self._measured = -1  # step of the last evaluation
 
     @property
@@ -116,7 +117,11 @@ class Run:
         self._compiled = self._compiled or (step, self._seconds)
         means = {f"train/{name}": float(value.mean()) for name, value in values.items()}
         means["train/learning_rate"] = float(values["learning_rate"][-1])
-        self._loss = {"train/loss": means["train/loss"]}
+        self._last = {"train/loss": means["train/loss"]}
+        if "skipped" in values:
+            self._skipped += int(values["skipped"].sum())
+            means["train/skipped"] = self._skipped
+            self._last["train/skipped"] = self._skipped
         means["images_per_second"] = count * config.batch_size / seconds
         means["seconds"] = round(self._seconds, 3)
         self._writer.write(step, means)
@@ -148,7 +153,7 @@ class Run:
         self.outcome = {
             "step": self.step,
             **self.evaluated,
-            **self._loss,
+            **self._last,
             "images_per_second": round(self._speed(), 1),
             "seconds": round(self._seconds, 2),
             "params": self._params,

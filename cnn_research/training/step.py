@@ -61,11 +61,16 @@ class Preprocessing:
 
 
 def gather(batch: Batch, data: Batch) -> Batch:
-    """Returns the examples of a batch that only holds their `index`es into the resident `data`; other batches pass."""
+    """Returns the examples of a batch that only holds their `index`es into the resident `data`; other batches pass.
+
+    Where `data` has an `example_mask`, too, an example must be in both.
+    """
     if "index" not in batch:
         return batch
     rest = {key: value for key, value in batch.items() if key != "index"}
-    return {key: value.at[batch["index"]].get(mode="promise_in_bounds") for key, value in data.items()} | rest
+    examples = {key: value.at[batch["index"]].get(mode="promise_in_bounds") for key, value in data.items()}
+    mask = rest["example_mask"] & examples.get("example_mask", True)
+    return examples | rest | {"example_mask": mask}
 
 
 def step_rngs(rng: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, "2"]:
@@ -83,6 +88,7 @@ def make_train_step(
     accumulate: int = 1,
     ema: float = 0.0,
     frozen: Callable[[Any], Any] | None = None,
+    count_skipped: bool = False,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns `train_step(state, batch) -> (state, metrics)`.
@@ -100,6 +106,7 @@ def make_train_step(
       ema: decay of the averaged variables; 0 keeps none. Early averages follow faster: the decay is at most (1 + step)
         / (10 + step).
       frozen: marks the leaves of `batch_stats` that stay as they are.
+      count_skipped: whether the metrics say how many of the examples are `skipped`.
       axis_name: of the devices under `pmap`.
     """
 
@@ -174,6 +181,8 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": schedule(state.step),
         }
+        if count_skipped:
+            metrics["skipped"] = add_up((~batch["example_mask"]).sum())
         metrics |= parts if len(parts) > 1 else {}
         metrics |= {name: total / _divisor(weight) for name, (total, weight) in sums.items()}
         state = dataclasses.replace(

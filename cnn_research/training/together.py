@@ -32,7 +32,7 @@ def check_alike(several: Sequence[ConfigDict]) -> None:
     for config in several[1:]:
         if others := [field for field in configs.differences(first, config) if field not in SCALARS]:
             raise UserError(f"runs of one program differ in {', '.join(SCALARS)} and nothing else, not {others[0]}")
-    if len(several) > 1 and (first.parallel, first.get("shard_state", "off")) != ("jit", "off"):
+    if len(several) > 1 and (first.parallel, first.shard_state) != ("jit", "off"):
         raise UserError("several runs are one program with parallel=jit and shard_state=off only")
 
 

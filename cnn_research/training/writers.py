@@ -82,7 +82,7 @@ class Writer:
 
     def latest(self, name: str) -> float:
         """Returns a value's last record, or 0."""
-        return next((record[name] for record in reversed(self._records) if name in record), 0.0)
+        return next((float(record[name]) for record in reversed(self._records) if name in record), 0.0)
 
     def close(self) -> None:
         """Closes the event file."""

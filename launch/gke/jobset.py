@@ -36,8 +36,8 @@ def render(job: Job, options: Mapping[str, str]) -> dict[str, Any]:
     container = {
         "name": "train",
         "image": options["image"],
-        # Python itself, so that signals reach it.
-        "command": ["python", *job.module],
+        # Python itself, so that signals reach it. Kubernetes writes variables in the place of $(NAME), and $ for $$.
+        "command": [word.replace("$", "$$") for word in ("python", *job.module)],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # of TPUs, and between slices
         "resources": {"limits": {"google.com/tpu": topology.chips_per_vm}},
     }

@@ -61,7 +61,7 @@ def render(job: Job, options: Mapping[str, str]) -> dict[str, Any]:
     return {
         **task,
         "resources": resources,
-        "setup": SETUP.format(python=options.get("python", "3.11"), extras=extras),
+        "setup": SETUP.format(python=shlex.quote(options.get("python", "3.11")), extras=extras),
         # Without a shell in between, signals reach Python.
         "run": "exec " + shlex.join([".venv/bin/python", *job.module]),
     }

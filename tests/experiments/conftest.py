@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 # that is most of what a small run takes.
 FORKS = """
 import importlib, json, os, signal, sys, tempfile
+sys.path[0] = os.getcwd()  # command lines run elsewhere
 import cv2, jax, matplotlib.pyplot
 from cnn_research import analysis, data, interop, models, tasks, training
 from experiments import command_line

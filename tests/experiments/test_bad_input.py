@@ -44,7 +44,13 @@ JUNK = CALLED.filter(lambda text: "\0" not in text)
 
 # Scripts, what they are called with, and flags that change what they then are given.
 SCRIPTS = {
-    "evaluate": (["--workdir={run}"], ["workdir", "step", "split", "out", "score", "worst", "cells"]),
+    "evaluate": (
+        ["--workdir={run}"],
+        [
+            *("workdir", "step", "split", "out", "score", "worst", "cells"),
+            *("data", "data_dir", "image_size", "corruption", "weights"),
+        ],
+    ),
     "predict": (
         ["--workdir={run}", "--out={out}"],
         ["workdir", "step", "images", "split", "score", "count", "tile", "margin", "multiple", "out"],
@@ -68,6 +74,29 @@ SCRIPTS = {
     ),
     "plan": ([*QUICK, "--topology=local", "--nolargest"], ["config", "topology", "batch_per_chip"]),
     "hog_svm": ([f"--config={RECIPE}", "--workdir={out}", "--max_examples=20"], ["config", "cell", "C", "workdir"]),
+    "train": (
+        [*QUICK, "--workdir={out}", "--config.init_from={run}"],
+        ["config", "workdir", "config.init_from", "config.init_except", "config.optimizer.freeze"],
+    ),
+    "train_together": (["--runs={run}/config.json"], ["runs"]),
+    "compare": (
+        ["--runs={run}", "--out={out}", "--batch_sizes=", "--examples=8"],
+        ["runs", "models", "step", "batch_sizes", "examples", "out"],
+    ),
+    "draw": (["--model=lenet5", "--out={out}.svg"], ["model", "config", "input_shape", "depth", "inside", "out"]),
+    "report": (["--workdir={run}", "--out={out}"], ["workdir", "step", "split", "metric", "out"]),
+    "weights": (
+        ["--workdir={run}", "--average=all", "--out={out}.safetensors"],
+        ["workdir", "step", "params", "compare", "average", "layout", "out"],
+    ),
+    "propose": (
+        ["--dataset=digits", "--split=test[:2]", "--out={out}"],
+        ["dataset", "split", "data_dir", "image", "mode", "width", "max", "shard", "workers", "out"],
+    ),
+    "benchmark": (
+        ["--suite=detect", "--models=nms 1000", "--rounds=1", "--out={out}"],
+        ["suite", "rounds", "models", "out"],
+    ),
     "prepare_data": (["--dataset=digits", "--data_dir={out}"], ["dataset", "data_dir", "manual_dir"]),
 }
 

@@ -116,6 +116,31 @@ def test_stopped_anywhere_and_resumed_is_the_same(whole, config, tmp_path):
     }
 
 
+def test_a_run_that_is_older_than_fields_goes_on(whole, config, tmp_path):
+    """It was interrupted when these did not exist, and ends as it would have; one that was turned on is still named."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    stored = json.loads((workdir / "config.json").read_text())
+    del (
+        stored["shard_state"],
+        stored["augmentation"]["mosaic"],
+        stored["model"]["sharing"],
+        stored["optimizer"]["beta1"],
+    )
+    for field in ("image", "crop_size", "crop_on", "mask", "max_objects", "max_proposals", "mirror"):
+        del stored["data"][field]
+    (workdir / "config.json").write_text(json.dumps(stored))
+    assert_equal(params(workdir), params(whole[0], 6))
+    other = config.copy_and_resolve_references()
+    other.augmentation.mosaic = 0.5
+    with pytest.raises(UserError, match=r"another config \(augmentation.mosaic: 0.0 there, 0.5 here\)"):
+        train(other, workdir)
+    assert train(config, workdir)["step"] == 12
+    assert_equal(params(workdir), params(whole[0]))
+
+
 def test_resumed_on_other_devices(config, tmp_path):
     half = config.copy_and_resolve_references()
     train(config, tmp_path)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from cnn_research.errors import UserError
 from cnn_research.layers import POOLS, Conv, ConvTranspose, check_choice, check_shared, check_unused, initializer
 from cnn_research.layers.taps import intermediates
-from cnn_research.models import resnet, vgg
+from cnn_research.models import alexnet, resnet, vgg
 from cnn_research.models.classifiers import as_body
 from cnn_research.models.region_heads import (
     Anchored,
@@ -50,6 +50,15 @@ BODIES: dict[str, dict[int, str]] = {
         for name, fields in resnet.VARIANTS.items()
         if (sizes := fields["stage_sizes"]) and "skip" not in fields  # what stages give is activated
     },
+    **{name: {16: "conv5_activation"} for name in alexnet.VARIANTS},
+}
+
+# Pixels that the image needs before and after its own where windows have no padding: AlexNet's first convolution (less
+# `alexnet_owt`'s border) and its poolings. So there is a cell for each stride's pixels; their middles are half a pixel
+# apart, as windows are odd and strides even.
+MARGINS: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("alexnet", "alexnet_ungrouped"), (9, 10)),
+    "alexnet_owt": (7, 8),
 }
 
 PYRAMID: dict[str, Any] = dict(
@@ -80,11 +89,11 @@ RPN_FIELDS = ("anchor_ratios", "rpn_features", "candidates", "proposals", "propo
 
 
 class RCNN(nn.Module):
-    """Fast R-CNN, Faster R-CNN and Mask R-CNN, with or without feature pyramid, on the maps of VGG or ResNet.
+    """Fast, Faster and Mask R-CNN, with or without feature pyramid, on the maps of AlexNet, VGG or ResNet.
 
-    The body's layers and VGG's fc6 and fc7 keep their names and shapes: a classifier's weights are those of the network
-    but for its other heads. All sizes are static: there are as many regions as a field says, and masks that say
-    which of them are any.
+    The body's layers and VGG's and AlexNet's fc6 and fc7 keep their names and shapes: a classifier's weights are those
+    of the network but for its other heads. All sizes are static: there are as many regions as a field says, and masks
+    that say which of them are any.
 
     Attributes:
       body: the classifier, a key of `BODIES`. ResNets want `norm="frozen"` or, from scratch, another one than `none`.
@@ -100,7 +109,7 @@ class RCNN(nn.Module):
       proposals: how many of them become regions: in training, before some are drawn, and in tests.
       proposal_overlap: IoU from which on (exclusive) the worse one of two goes.
       region_pool: `align`, RoIAlign, or `max`, RoI pooling.
-      region_size: side of regions' maps.
+      region_size: side of regions' maps: 7 cells is what VGG's fc6 takes, 6 AlexNet's.
       sampling_ratio: points along each axis of a cell, with RoIAlign.
       hidden: units of the fully connected layers that regions' maps go through, fc6, fc7 and so on. () is a ResNet's
         next stage in their place, and the mean over its pixels: "C4" with `strides=16` and `region_size=14`.
@@ -253,12 +262,15 @@ class RCNN(nn.Module):
         """Returns the maps that regions are cut out of, from fine to coarse.
 
         Args:
-          images: zeros after them make height and width multiples of the coarsest map's stride.
+          images: zeros after them make height and width multiples of the coarsest map's stride, and around them are
+            the body's margins.
           train: whether to use the batch's own statistics.
         """
         _, height, width, _ = images.shape
         tall, wide = self._padded((height, width))
-        padded = jnp.pad(images, ((0, 0), (0, tall - height), (0, wide - width), (0, 0)))
+        before, after = MARGINS.get(self.body, (0, 0))
+        widths = [(before, whole - side + after) for side, whole in ((height, tall), (width, wide))]
+        padded = jnp.pad(images, ((0, 0), *widths, (0, 0)))
         layers = [BODIES[self.body][stride] for stride in self.strides]
         maps = intermediates(self.classifier, layers, padded, train=train)
         return self.fpn(maps) if self.neck == "fpn" else maps

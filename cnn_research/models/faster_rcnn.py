@@ -210,8 +210,7 @@ class RCNN(nn.Module):
         weights: dict[str, Any] = {"kernel_init": initializer(self.kernel_init), **dtypes}
         conv: Callable[..., nn.Module] = partial(Conv, padding="same", padding_mode=self.padding_mode, **weights)
         # Without the stage that regions go through: its name is to be free.
-        stages = sorted(BODIES[self.body]).index(self.strides[-1]) + 1
-        cut = {} if self.hidden else {"stage_sizes": resnet.VARIANTS[self.body]["stage_sizes"][:stages]}
+        cut = {} if self.hidden else {"stage_sizes": resnet.VARIANTS[self.body]["stage_sizes"][: self._stages()]}
         self.classifier = as_body(self, **cut)
         nn.share_scope(self, self.classifier)
         if self.neck == "fpn":
@@ -222,7 +221,7 @@ class RCNN(nn.Module):
         self.box_head = BoxHead(
             self.num_classes,
             tuple(map(widened, self.hidden)),
-            None if self.hidden else partial(as_body(self, parent=None).stage, stages + 1),
+            None if self.hidden else partial(as_body(self, parent=None).stage, self._stages() + 1),
             self.activation,
             self.dropout_rate,
             partial(nn.Dense, **weights),
@@ -351,6 +350,23 @@ class RCNN(nn.Module):
         else:
             x = jax.vmap(partial(roi_pool, output_size=size))(maps[0], regions / finest)
         return x.reshape(-1, *x.shape[2:])
+
+    @nn.nowrap
+    def part(self, layer: str) -> str:
+        """Returns what an outermost layer belongs to: the `rpn`, the `detector`, or the `body` that both of them share.
+
+        Args:
+          layer: its name.
+        """
+        if layer == "rpn":
+            return layer
+        between = [f"fc{index}" for index, _ in enumerate(self.hidden, start=6)] or [f"stage{self._stages() + 1}"]
+        return "detector" if layer in ("box", "head", "mask_head", *between) else "body"
+
+    @nn.nowrap
+    def _stages(self) -> int:
+        """How many sizes of maps the body has up to the coarsest one that regions are cut out of."""
+        return sorted(BODIES[self.body]).index(self.strides[-1]) + 1
 
     @nn.nowrap
     def _padded(self, image_size: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Detection by regions: Fast and Faster R-CNN, their regions and their heads trained jointly."""
+"""Detection by regions: Fast and Faster R-CNN, their regions and their heads trained jointly or in turns."""
 
 import dataclasses
 import math
@@ -12,11 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
-from cnn_research.errors import UserError
+from cnn_research.errors import UserError, nearest
 from cnn_research.ops.boxes import iou
 from cnn_research.tasks.average_precision import AveragePrecision
 from cnn_research.tasks.region_loss import Detected, Drawn, Truth, anchor_loss, detect, draw_regions, region_loss
-from cnn_research.tasks.task import Batch, Ratio, Variables
+from cnn_research.tasks.task import Batch, Ratio, Stage, Variables
+
+TRAINING = ("alternating", "joint")
+
+Regions = Float[Array, "batch regions 4"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,20 @@ class RegionDetection(AveragePrecision):
     The loss is the sum of its terms: of anchors `rpn_class` and `rpn_box`, of regions `class` and `box`. Objects that
     are ignored are background.
 
+    Alternating training (Ren et al. 2015, arXiv:1506.01497, section 3.2) has four stages:
+
+      1. The proposals' layers learn, and a body.
+      2. The detector's layers learn, and another body, from the same beginning, on what the first body and its layers
+         propose. In training and in tests, there are two networks until here.
+      3. The proposals' layers learn on, on the detector's body, which stays as it is from here on.
+      4. The detector's layers learn on, on what these propose.
+
+    A body that stays uses its running statistics, as in tests; so does the one that proposes in stage 2.
+
     Attributes:
+      training: `joint`, all layers by the sum of all terms, or `alternating`.
+      stage_shares: of the run's steps in alternating training, as numbers beside each other. The authors' published
+        code has 80,000, 40,000, 80,000 and 40,000 steps.
       anchor_foreground: IoU with an object from which on an anchor is that object's.
       anchor_background: IoU with every object below which an anchor is background.
       anchors_drawn: of an image.
@@ -42,6 +59,8 @@ class RegionDetection(AveragePrecision):
       max_detections: of an image at most.
     """
 
+    training: str = "joint"
+    stage_shares: tuple[float, ...] = (2.0, 1.0, 2.0, 1.0)
     anchor_foreground: float = 0.7
     anchor_background: float = 0.3
     anchors_drawn: int = 256
@@ -66,11 +85,54 @@ class RegionDetection(AveragePrecision):
         for field in ("anchor_beta", "beta"):
             if not 0 < getattr(self, field) < math.inf:
                 raise UserError(f"loss.{field}={getattr(self, field)} is no distance; give a number above 0")
+        if self.training not in TRAINING:
+            raise UserError(f"loss.training={self.training!r} is unknown; {nearest(self.training, TRAINING)}")
+        if len(self.stage_shares) != 4 or not all(0 < share < math.inf for share in self.stage_shares):
+            raise UserError(f"loss.stage_shares={self.stage_shares} are no four numbers above 0, such as (2, 1, 2, 1)")
+
+    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
+        """Returns the four stages of alternating training, or none.
+
+        Args:
+          model: an `RCNN`.
+
+        Raises:
+          UserError: it proposes no regions.
+        """
+        if self.training == "joint":
+            return ()
+        network: Any = model
+        if not network.anchor_sizes:
+            raise UserError(
+                "loss.training='alternating' needs a network that proposes regions; give model.anchor_sizes, or 'joint'"
+            )
+
+        def stage(name: str, share: float, *parts: str, **fields: Any) -> Stage:
+            learns = lambda layer: network.part(layer) in parts  # noqa: E731
+            return Stage(name, share, learns, partial(self._loss, parts), **fields)
+
+        first, second, third, fourth = self.stage_shares
+        return (
+            stage("proposals", first, "body", "rpn"),
+            stage("the detector, with a body of its own", second, "body", "detector", swaps=True, sees_twins=True),
+            stage("proposals on the detector's body", third, "rpn"),
+            stage("the detector on the shared body", fourth, "detector"),
+        )
+
+    def has_twin(self, model: nn.Module, layer: str) -> bool:
+        """Returns whether a layer is the body's, of which alternating training has two.
+
+        Args:
+          model: an `RCNN`.
+          layer: its name.
+        """
+        network: Any = model
+        return network.part(layer) == "body"
 
     def loss(
         self, model: nn.Module, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
     ) -> tuple[dict[str, Ratio], dict[str, Any]]:
-        """Sums the losses over anchors and regions that are drawn.
+        """Sums the losses over anchors and regions that are drawn, of joint training.
 
         Args:
           model: an `RCNN`.
@@ -87,11 +149,26 @@ class RegionDetection(AveragePrecision):
         Raises:
           UserError: there are no regions.
         """
+        return self._loss(("body", "rpn", "detector"), model, variables, batch, rng, train)
+
+    def _loss(
+        self,
+        parts: Sequence[str],
+        model: nn.Module,
+        variables: Variables,
+        batch: Batch,
+        rng: PRNGKeyArray,
+        train: bool,
+    ) -> tuple[dict[str, Ratio], dict[str, Any]]:
+        """Does what `loss` does for the parts of the network that learn; a twin of the body proposes the regions."""
+        regions = _proposed_by_twin(model, variables, batch, train)
         drawing, dropout = jax.random.split(rng)
         keys = jax.random.split(drawing, len(batch["image"]))
         (terms, metrics), updated = model.apply(
-            variables,
+            {name: tree for name, tree in variables.items() if name != "twin"},
+            parts,
             batch,
+            regions,
             keys,
             train,
             method=self._losses,
@@ -102,14 +179,27 @@ class RegionDetection(AveragePrecision):
         return terms, {"batch_stats": batch_stats, "metrics": metrics}
 
     def _losses(
-        self, network: Any, batch: Batch, keys: Key[Array, " batch"], train: bool
+        self,
+        network: Any,
+        parts: Sequence[str],
+        batch: Batch,
+        regions: Regions | None,
+        keys: Key[Array, " batch"],
+        train: bool,
     ) -> tuple[dict[str, Ratio], dict[str, Ratio]]:
         size, there = batch["image"].shape[1:3], jnp.asarray(batch["example_mask"])
         keys, truth = jax.vmap(jax.random.split)(keys), truth_of(batch)
-        maps = network.features(batch["image"], train)
-        anchored = network.anchored(maps) if network.anchor_sizes else None
-        regions = _regions(network, anchored, batch, train)
-        terms = self._anchor_losses(keys[:, 0], anchored, network.anchors(size), truth) if anchored else {}
+        maps = network.features(batch["image"], train and "body" in parts)
+        if "body" not in parts:
+            maps = jax.lax.stop_gradient(maps)
+        terms: dict[str, Ratio] = {}
+        if regions is None:
+            anchored = network.anchored(maps) if network.anchor_sizes else None
+            regions = _regions(network, anchored, batch, train)
+            if anchored and "rpn" in parts:
+                terms = self._anchor_losses(keys[:, 0], anchored, network.anchors(size), truth)
+        if "detector" not in parts:
+            return summed(terms, there), summed(recall_of(regions, truth), there)
         drawn = jax.vmap(self._drawn)(keys[:, 1], regions, truth)
         logits, offsets = network.classify(maps, drawn.boxes, train)
         terms |= jax.vmap(partial(region_loss, beta=self.beta))(logits, offsets, drawn)
@@ -163,14 +253,17 @@ class RegionDetection(AveragePrecision):
           Best first, `boxes` float32[batch, detections, 4] in 0..1 of the image, `classes` int32[batch, detections],
           `scores` float32[batch, detections] and `valid` bool[batch, detections].
         """
-        predictions: Any = model.apply(variables, batch, method=self._predictions)
+        regions = _proposed_by_twin(model, variables, batch, train=False)
+        own = {name: tree for name, tree in variables.items() if name != "twin"}
+        predictions: Any = model.apply(own, batch, regions, method=self._predictions)
         return predictions
 
-    def _predictions(self, network: Any, batch: Batch) -> dict[str, Array]:
+    def _predictions(self, network: Any, batch: Batch, regions: Regions | None) -> dict[str, Array]:
         images = batch["image"]
         size = images.shape[1:3]
         maps = network.features(images, train=False)
-        regions = _regions(network, network.anchored(maps) if network.anchor_sizes else None, batch, train=False)
+        if regions is None:
+            regions = _regions(network, network.anchored(maps) if network.anchor_sizes else None, batch, train=False)
 
         def of_image(logits: Array, offsets: Array, regions: Array) -> Detected:
             thresholds = {"score_threshold": self.score_threshold, "iou_threshold": self.nms_threshold}
@@ -192,7 +285,22 @@ class RegionDetection(AveragePrecision):
         return {}
 
 
-def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Float[Array, "batch regions 4"]:
+def _proposed_by_twin(model: nn.Module, variables: Variables, batch: Batch, train: bool) -> Regions | None:
+    """Returns the regions that are proposed on the maps of the body's twin, in its mode of tests; None without it."""
+    if "twin" not in variables:
+        return None
+    twin = variables["twin"]
+    own = {name: tree | twin.get(name, {}) for name, tree in variables.items() if name != "twin"}
+
+    def propose(network: Any, images: Array) -> Regions:
+        maps = network.features(images, train=False)
+        return network.proposed(network.anchored(maps), images.shape[1:3], train)
+
+    proposed: Any = model.apply(own, batch["image"], method=propose)
+    return proposed
+
+
+def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Regions:
     """Returns the regions to look at, in pixels: those that the network proposes, or where it does not, the batch's."""
     return network.proposed(anchored, batch["image"].shape[1:3], train) if anchored else given_regions(batch)
 
@@ -254,11 +362,18 @@ def region_metrics(
       region covers (IoU 0.5).
     """
     right = (jnp.argmax(logits, axis=-1) == drawn.labels) & drawn.valid
+    return {"region_accuracy": (_count(right), _count(drawn.valid)), **recall_of(regions, truth)}
+
+
+def recall_of(regions: Regions, truth: Truth) -> dict[str, Ratio]:
+    """Returns `proposal_recall` of images, as `region_metrics` does.
+
+    Args:
+      regions: of the images.
+      truth: their objects.
+    """
     covered = jax.vmap(_covered)(regions, truth)
-    return {
-        "region_accuracy": (_count(right), _count(drawn.valid)),
-        "proposal_recall": (_count(covered), _count(truth.valid)),
-    }
+    return {"proposal_recall": (_count(covered), _count(truth.valid))}
 
 
 def _covered(regions: Float[Array, "regions 4"], truth: Truth) -> Bool[Array, " objects"]:

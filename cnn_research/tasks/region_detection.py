@@ -14,13 +14,10 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
 from cnn_research.errors import UserError, nearest
 from cnn_research.ops.boxes import iou
+from cnn_research.tasks.alternating import TRAINING, Regions, proposed_by_twin, stages
 from cnn_research.tasks.average_precision import AveragePrecision
 from cnn_research.tasks.region_loss import Detected, Drawn, Truth, anchor_loss, detect, draw_regions, region_loss
 from cnn_research.tasks.task import Batch, Ratio, Stage, Variables
-
-TRAINING = ("alternating", "joint")
-
-Regions = Float[Array, "batch regions 4"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,20 +27,9 @@ class RegionDetection(AveragePrecision):
     The loss is the sum of its terms: of anchors `rpn_class` and `rpn_box`, of regions `class` and `box`. Objects that
     are ignored are background.
 
-    Alternating training (Ren et al. 2015, arXiv:1506.01497, section 3.2) has four stages:
-
-      1. The proposals' layers learn, and a body.
-      2. The detector's layers learn, and another body, from the same beginning, on what the first body and its layers
-         propose. In training and in tests, there are two networks until here.
-      3. The proposals' layers learn on, on the detector's body, which stays as it is from here on.
-      4. The detector's layers learn on, on what these propose.
-
-    A body that stays uses its running statistics, as in tests; so does the one that proposes in stage 2.
-
     Attributes:
-      training: `joint`, all layers by the sum of all terms, or `alternating`.
-      stage_shares: of the run's steps in alternating training, as numbers beside each other. The authors' published
-        code has 80,000, 40,000, 80,000 and 40,000 steps.
+      training: `joint`, all layers by the sum of all terms, or `alternating`: the stages of `tasks.alternating`.
+      stage_shares: the stages' shares of the steps, as numbers beside each other; unused in joint training.
       anchor_foreground: IoU with an object from which on an anchor is that object's.
       anchor_background: IoU with every object below which an anchor is background.
       anchors_drawn: of an image.
@@ -101,23 +87,7 @@ class RegionDetection(AveragePrecision):
         """
         if self.training == "joint":
             return ()
-        network: Any = model
-        if not network.anchor_sizes:
-            raise UserError(
-                "loss.training='alternating' needs a network that proposes regions; give model.anchor_sizes, or 'joint'"
-            )
-
-        def stage(name: str, share: float, *parts: str, **fields: Any) -> Stage:
-            learns = lambda layer: network.part(layer) in parts  # noqa: E731
-            return Stage(name, share, learns, partial(self._loss, parts), **fields)
-
-        first, second, third, fourth = self.stage_shares
-        return (
-            stage("proposals", first, "body", "rpn"),
-            stage("the detector, with a body of its own", second, "body", "detector", swaps=True, sees_twins=True),
-            stage("proposals on the detector's body", third, "rpn"),
-            stage("the detector on the shared body", fourth, "detector"),
-        )
+        return stages(model, self.stage_shares, self._loss)
 
     def has_twin(self, model: nn.Module, layer: str) -> bool:
         """Returns whether a layer is the body's, of which alternating training has two.
@@ -161,7 +131,7 @@ class RegionDetection(AveragePrecision):
         train: bool,
     ) -> tuple[dict[str, Ratio], dict[str, Any]]:
         """Does what `loss` does for the parts of the network that learn; a twin of the body proposes the regions."""
-        regions = _proposed_by_twin(model, variables, batch, train)
+        regions = proposed_by_twin(model, variables, batch, train)
         drawing, dropout = jax.random.split(rng)
         keys = jax.random.split(drawing, len(batch["image"]))
         (terms, metrics), updated = model.apply(
@@ -253,7 +223,7 @@ class RegionDetection(AveragePrecision):
           Best first, `boxes` float32[batch, detections, 4] in 0..1 of the image, `classes` int32[batch, detections],
           `scores` float32[batch, detections] and `valid` bool[batch, detections].
         """
-        regions = _proposed_by_twin(model, variables, batch, train=False)
+        regions = proposed_by_twin(model, variables, batch, train=False)
         own = {name: tree for name, tree in variables.items() if name != "twin"}
         predictions: Any = model.apply(own, batch, regions, method=self._predictions)
         return predictions
@@ -283,21 +253,6 @@ class RegionDetection(AveragePrecision):
         """Returns what else is said of detections."""
         del network, maps, found
         return {}
-
-
-def _proposed_by_twin(model: nn.Module, variables: Variables, batch: Batch, train: bool) -> Regions | None:
-    """Returns the regions that are proposed on the maps of the body's twin, in its mode of tests; None without it."""
-    if "twin" not in variables:
-        return None
-    twin = variables["twin"]
-    own = {name: tree | twin.get(name, {}) for name, tree in variables.items() if name != "twin"}
-
-    def propose(network: Any, images: Array) -> Regions:
-        maps = network.features(images, train=False)
-        return network.proposed(network.anchored(maps), images.shape[1:3], train)
-
-    proposed: Any = model.apply(own, batch["image"], method=propose)
-    return proposed
 
 
 def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Regions:

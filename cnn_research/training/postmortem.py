@@ -86,8 +86,7 @@ def first_nonfinite(program: Program, state: TrainState, batch: dict[str, Any]) 
         if program.stage and program.stage.sees_twins:
             variables["twin"] = state.twin
         (terms, _), outputs = taps.record(
-            lambda: source.loss(program.model, variables, batch, network_rng, train=True),
-            zeros,
+            lambda: source.loss(program.model, variables, batch, network_rng, train=True), zeros
         )
         order[:] = outputs
         return sum(total / jnp.where(weight == 0, 1, weight) for total, weight in terms.values()), outputs

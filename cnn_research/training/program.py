@@ -89,7 +89,7 @@ class Program:
           step: updates done.
         """
         stage = self.at(max(0, step - 1)).stage
-        return stage is not None and stage.sees_twins
+        return bool(stage and stage.sees_twins)
 
     def steps(self, field: str) -> int:
         """Returns a duration of the config, such as `eval_every`, in steps: at least 1."""
@@ -109,14 +109,9 @@ class Program:
 
     def init_state(self, variables: dict[str, Any]) -> TrainState:
         """Returns the state before the first step."""
-        has_twin = functools.partial(self.task.has_twin, self.model) if isinstance(self.task, StagedTask) else None
-        return create_state(
-            variables,
-            self.optimizer,
-            self.config.seed,
-            averaged=self.config.ema > 0,
-            has_twin=has_twin if self.stage else None,
-        )
+        task, averaged = self.task, self.config.ema > 0
+        has_twin = functools.partial(task.has_twin, self.model) if self.stage and isinstance(task, StagedTask) else None
+        return create_state(variables, self.optimizer, self.config.seed, averaged, has_twin)
 
     def enter(self, state: TrainState) -> TrainState:
         """Returns the state with which the stage begins.

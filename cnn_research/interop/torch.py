@@ -25,7 +25,9 @@ from cnn_research.errors import UserError
 from cnn_research.interop import pth, safetensors
 from cnn_research.interop.fit import differences
 from cnn_research.models.alexnet import AlexNet
+from cnn_research.models.classifiers import as_body
 from cnn_research.models.deconvnet import DeconvNet
+from cnn_research.models.faster_rcnn import RCNN
 from cnn_research.models.fcn import FCN
 from cnn_research.models.inception import AUXILIARY, STAGES, GoogLeNet
 from cnn_research.models.resnet import ResNet
@@ -136,6 +138,13 @@ def _deconvnet(model: DeconvNet) -> Layout:
     return _body(_layout(body), ("deconv", "fc", "head"))
 
 
+def _rcnn(model: RCNN) -> Layout:
+    body = as_body(model)
+    if isinstance(body, AlexNet | VGG):
+        body = body.clone(hidden=model.hidden)
+    return _body(_layout(body), ("box", "fc", "fpn", "head", "mask_head", "rpn"))
+
+
 def _body(layout: Layout, own: tuple[str, ...]) -> Layout:
     """Returns the layout of a network that has a classifier's layers but for its head, and layers of its own."""
     layers = dict(layout.layers)
@@ -150,6 +159,7 @@ LAYOUTS: dict[type[nn.Module], Callable[[Any], Layout]] = {
     ResNet: _resnet,
     FCN: _fcn,
     DeconvNet: _deconvnet,
+    RCNN: _rcnn,
 }
 
 

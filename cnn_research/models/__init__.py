@@ -35,7 +35,7 @@ LOCALIZERS: dict[str, partial[Any]] = {"localizer": partial(Localizer)}
 # What finds objects: a `yolo.Grid`.
 DETECTORS: dict[str, partial[Any]] = {name: partial(YOLO, **fields) for name, fields in YOLOS.items()}
 
-# What finds them by regions: a `faster_rcnn.Found`, without masks and with.
+# What finds them by regions: a `region_heads.Found`, without masks and with.
 REGION_DETECTORS: dict[str, partial[Any]] = {
     name: partial(RCNN, **fields) for name, fields in RCNNS.items() if "mask_features" not in fields
 }

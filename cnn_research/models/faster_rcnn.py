@@ -8,30 +8,30 @@ arXiv:1612.03144: all of this at several scales.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from cnn_research.errors import UserError
-from cnn_research.layers import (
-    POOLS,
-    Activation,
-    Conv,
-    ConvTranspose,
-    Upsample,
-    check_choice,
-    check_shared,
-    check_unused,
-    initializer,
-)
+from cnn_research.layers import POOLS, Conv, ConvTranspose, check_choice, check_shared, check_unused, initializer
 from cnn_research.layers.taps import intermediates
-from cnn_research.models import resnet, vgg
+from cnn_research.models import alexnet, resnet, vgg
 from cnn_research.models.classifiers import as_body
+from cnn_research.models.region_heads import (
+    Anchored,
+    BoxHead,
+    Classified,
+    FeaturePyramid,
+    Found,
+    Maps,
+    MaskHead,
+    ProposalHead,
+    Regions,
+)
 from cnn_research.ops.anchors import pyramid_anchors
 from cnn_research.ops.proposals import propose
 from cnn_research.ops.regions import pyramid_roi_align, roi_align, roi_pool
@@ -50,6 +50,15 @@ BODIES: dict[str, dict[int, str]] = {
         for name, fields in resnet.VARIANTS.items()
         if (sizes := fields["stage_sizes"]) and "skip" not in fields  # what stages give is activated
     },
+    **{name: {16: "conv5_activation"} for name in alexnet.VARIANTS},
+}
+
+# Pixels that the image needs before and after its own where windows have no padding: AlexNet's first convolution (less
+# `alexnet_owt`'s border) and its poolings. So there is a cell for each stride's pixels; their middles are half a pixel
+# apart, as windows are odd and strides even.
+MARGINS: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("alexnet", "alexnet_ungrouped"), (9, 10)),
+    "alexnet_owt": (7, 8),
 }
 
 PYRAMID: dict[str, Any] = dict(
@@ -78,193 +87,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # Fields that do nothing where regions are given.
 RPN_FIELDS = ("anchor_ratios", "rpn_features", "candidates", "proposals", "proposal_overlap")
 
-Maps = Sequence[Float[Array, "batch _ _ _"]]
-Regions = Float[Array, "batch regions 4"]
-
-
-class Anchored(NamedTuple):
-    """What is said of each anchor, those of all levels in one row.
-
-    Attributes:
-      logits: of there being an object.
-      offsets: of its box, as `ops.boxes.encode` tells it by the anchor.
-    """
-
-    logits: Float[Array, "batch anchors"]
-    offsets: Float[Array, "batch anchors 4"]
-
-
-class Classified(NamedTuple):
-    """What is said of each region.
-
-    Attributes:
-      logits: of the classes, 0 the background.
-      offsets: of the box of an object of each class, as `ops.boxes.encode` tells it by the region, with `BOX_WEIGHTS`.
-    """
-
-    logits: Float[Array, "batch regions classes"]
-    offsets: Float[Array, "batch regions classes 4"]
-
-
-class Found(NamedTuple):
-    """What a network says of images.
-
-    Attributes:
-      anchored: of anchors; None where regions are given.
-      regions: ymin, xmin, ymax, xmax in pixels; those without area fill up.
-      classified: of the regions.
-      masks: logits of each region's mask, of an object of each class; None without mask head.
-    """
-
-    anchored: Anchored | None
-    regions: Regions
-    classified: Classified
-    masks: Float[Array, "batch regions mask_height mask_width classes"] | None
-
-
-class FeaturePyramid(nn.Module):
-    """Maps of one depth for each size, in which coarser ones have a say.
-
-    Attributes:
-      features: channels of all maps.
-      conv: makes a convolution.
-    """
-
-    features: int
-    conv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, maps: Maps) -> list[Float[Array, "batch _ _ _"]]:
-        """Adds each map to the coarser one made larger; layers count from the finest map on, as maps do.
-
-        Args:
-          maps: from fine to coarse, each half as large as the one before.
-        """
-        levels: list[Array] = []
-        for index in reversed(range(len(maps))):
-            x = self.conv(self.features, 1, name=f"lateral{index + 1}")(maps[index])
-            if levels:
-                x += Upsample("nearest", 2, name=f"upsample{index + 2}")(levels[0])
-            levels.insert(0, x)
-        return [self.conv(self.features, 3, name=f"output{index}")(x) for index, x in enumerate(levels, start=1)]
-
-
-class ProposalHead(nn.Module):
-    """A small network that slides over maps, the same over all of them.
-
-    Attributes:
-      features: channels between.
-      anchors: at each place.
-      activation: between.
-      conv: makes a convolution.
-    """
-
-    features: int
-    anchors: int
-    activation: str | Callable[[Array], Array]
-    conv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, maps: Maps) -> Anchored:
-        """Says of each anchor whether there is an object, and where.
-
-        One logit stands for the paper's two, of which only the difference counts (its footnote 2).
-
-        Args:
-          maps: from fine to coarse.
-        """
-        slide, activation = self.conv(self.features, 3, name="conv"), Activation(self.activation, name="activation")
-        small = initializers.normal(0.01)
-        score = self.conv(self.anchors, 1, kernel_init=small, name="logits")
-        tell = self.conv(4 * self.anchors, 1, kernel_init=small, name="offsets")
-        hidden = [activation(slide(x)) for x in maps]
-        logits = [score(x).reshape(len(x), -1) for x in hidden]
-        offsets = [tell(x).reshape(len(x), -1, 4) for x in hidden]
-        return Anchored(_wide(jnp.concatenate(logits, axis=1)), _wide(jnp.concatenate(offsets, axis=1)))
-
-
-class BoxHead(nn.Module):
-    """What stands between a region's map and its class and box.
-
-    Attributes:
-      num_classes: classes, with the background.
-      hidden: units of the fully connected layers.
-      stage: the body's stage that takes their place, and after it the mean over all pixels.
-      activation: follows fully connected layers.
-      dropout_rate: share of their outputs that training drops.
-      dense: makes a fully connected layer.
-    """
-
-    num_classes: int
-    hidden: tuple[int, ...]
-    stage: Callable[[], nn.Module] | None
-    activation: str | Callable[[Array], Array]
-    dropout_rate: float
-    dense: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "regions height width channels"], train: bool
-    ) -> tuple[Float[Array, "regions classes"], Float[Array, "regions classes 4"]]:
-        """Returns logits and offsets.
-
-        Args:
-          x: maps of regions.
-          train: whether to drop units and to use the batch's own statistics.
-        """
-        if self.stage:
-            x = self.stage()(x, train).mean((1, 2))
-        x = x.reshape(len(x), -1)
-        for index, units in enumerate(self.hidden, start=6):
-            x = self.dense(units, name=f"fc{index}")(x)
-            x = Activation(self.activation, name=f"fc{index}_activation")(x)
-            x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"fc{index}_dropout")(x)
-        # Fast R-CNN, section 2.3.
-        logits = self.dense(self.num_classes, kernel_init=initializers.normal(0.01), name="head")(x)
-        offsets = self.dense(4 * self.num_classes, kernel_init=initializers.normal(0.001), name="box")(x)
-        return _wide(logits), _wide(offsets).reshape(len(x), -1, 4)
-
-
-class MaskHead(nn.Module):
-    """Convolutions of a region's map, and one transposed, which doubles its size (Mask R-CNN, figure 4).
-
-    Attributes:
-      num_classes: classes, with the background.
-      features: channels of each convolution; the last one's are the transposed one's, too.
-      activation: follows all but the last.
-      conv: makes a convolution.
-      upconv: makes a transposed convolution.
-    """
-
-    num_classes: int
-    features: tuple[int, ...]
-    activation: str | Callable[[Array], Array]
-    conv: Callable[..., nn.Module]
-    upconv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "regions height width channels"]
-    ) -> Float[Array, "regions mask_height mask_width classes"]:
-        """Returns the logits of masks.
-
-        Args:
-          x: maps of regions.
-        """
-        for index, features in enumerate(self.features, start=1):
-            x = self.conv(features, 3, name=f"conv{index}")(x)
-            x = Activation(self.activation, name=f"conv{index}_activation")(x)
-        x = self.upconv(self.features[-1], 2, 2, name="upconv")(x)
-        x = Activation(self.activation, name="upconv_activation")(x)
-        return _wide(self.conv(self.num_classes, 1, name="logits")(x))
-
 
 class RCNN(nn.Module):
-    """Fast R-CNN, Faster R-CNN and Mask R-CNN, with or without feature pyramid, on the maps of VGG or ResNet.
+    """Fast, Faster and Mask R-CNN, with or without feature pyramid, on the maps of AlexNet, VGG or ResNet.
 
-    The body's layers and VGG's fc6 and fc7 keep their names and shapes: a classifier's weights are those of the network
-    but for its other heads. All sizes are static: there are as many regions as a field says, and masks that say
-    which of them are any.
+    The body's layers and VGG's and AlexNet's fc6 and fc7 keep their names and shapes: a classifier's weights are those
+    of the network but for its other heads. All sizes are static: there are as many regions as a field says, and masks
+    that say which of them are any.
 
     Attributes:
       body: the classifier, a key of `BODIES`. ResNets want `norm="frozen"` or, from scratch, another one than `none`.
@@ -280,7 +109,7 @@ class RCNN(nn.Module):
       proposals: how many of them become regions: in training, before some are drawn, and in tests.
       proposal_overlap: IoU from which on (exclusive) the worse one of two goes.
       region_pool: `align`, RoIAlign, or `max`, RoI pooling.
-      region_size: side of regions' maps.
+      region_size: side of regions' maps: 7 cells is what VGG's fc6 takes, 6 AlexNet's.
       sampling_ratio: points along each axis of a cell, with RoIAlign.
       hidden: units of the fully connected layers that regions' maps go through, fc6, fc7 and so on. () is a ResNet's
         next stage in their place, and the mean over its pixels: "C4" with `strides=16` and `region_size=14`.
@@ -381,8 +210,7 @@ class RCNN(nn.Module):
         weights: dict[str, Any] = {"kernel_init": initializer(self.kernel_init), **dtypes}
         conv: Callable[..., nn.Module] = partial(Conv, padding="same", padding_mode=self.padding_mode, **weights)
         # Without the stage that regions go through: its name is to be free.
-        stages = sorted(BODIES[self.body]).index(self.strides[-1]) + 1
-        cut = {} if self.hidden else {"stage_sizes": resnet.VARIANTS[self.body]["stage_sizes"][:stages]}
+        cut = {} if self.hidden else {"stage_sizes": resnet.VARIANTS[self.body]["stage_sizes"][: self._stages()]}
         self.classifier = as_body(self, **cut)
         nn.share_scope(self, self.classifier)
         if self.neck == "fpn":
@@ -393,7 +221,7 @@ class RCNN(nn.Module):
         self.box_head = BoxHead(
             self.num_classes,
             tuple(map(widened, self.hidden)),
-            None if self.hidden else partial(as_body(self, parent=None).stage, stages + 1),
+            None if self.hidden else partial(as_body(self, parent=None).stage, self._stages() + 1),
             self.activation,
             self.dropout_rate,
             partial(nn.Dense, **weights),
@@ -433,12 +261,15 @@ class RCNN(nn.Module):
         """Returns the maps that regions are cut out of, from fine to coarse.
 
         Args:
-          images: zeros after them make height and width multiples of the coarsest map's stride.
+          images: zeros after them make height and width multiples of the coarsest map's stride, and around them are
+            the body's margins.
           train: whether to use the batch's own statistics.
         """
         _, height, width, _ = images.shape
         tall, wide = self._padded((height, width))
-        padded = jnp.pad(images, ((0, 0), (0, tall - height), (0, wide - width), (0, 0)))
+        before, after = MARGINS.get(self.body, (0, 0))
+        widths = [(before, whole - side + after) for side, whole in ((height, tall), (width, wide))]
+        padded = jnp.pad(images, ((0, 0), *widths, (0, 0)))
         layers = [BODIES[self.body][stride] for stride in self.strides]
         maps = intermediates(self.classifier, layers, padded, train=train)
         return self.fpn(maps) if self.neck == "fpn" else maps
@@ -521,11 +352,23 @@ class RCNN(nn.Module):
         return x.reshape(-1, *x.shape[2:])
 
     @nn.nowrap
+    def part(self, layer: str) -> str:
+        """Returns what an outermost layer belongs to: the `rpn`, the `detector`, or the `body` that both of them share.
+
+        Args:
+          layer: its name.
+        """
+        if layer == "rpn":
+            return layer
+        between = [f"fc{index}" for index, _ in enumerate(self.hidden, start=6)] or [f"stage{self._stages() + 1}"]
+        return "detector" if layer in ("box", "head", "mask_head", *between) else "body"
+
+    @nn.nowrap
+    def _stages(self) -> int:
+        """How many sizes of maps the body has up to the coarsest one that regions are cut out of."""
+        return sorted(BODIES[self.body]).index(self.strides[-1]) + 1
+
+    @nn.nowrap
     def _padded(self, image_size: Sequence[int]) -> list[int]:
         """Returns the image's size as a multiple of the coarsest map's stride."""
         return [-(-side // self.strides[-1]) * self.strides[-1] for side in image_size]
-
-
-def _wide(x: Array) -> Array:
-    """Returns what is said in float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -13,9 +13,9 @@ from cnn_research.tasks.localization import Localization
 from cnn_research.tasks.region_classification import RegionClassification
 from cnn_research.tasks.region_detection import RegionDetection
 from cnn_research.tasks.segmentation import Segmentation
-from cnn_research.tasks.task import PhasedTask, RecordTask, Task
+from cnn_research.tasks.task import PhasedTask, RecordTask, Stage, StagedTask, Task
 
-__all__ = ["PhasedTask", "RecordTask", "Task", "config", "create", "names"]
+__all__ = ["PhasedTask", "RecordTask", "Stage", "StagedTask", "Task", "config", "create", "names"]
 
 TASKS: dict[str, Any] = {
     "classification": Classification,

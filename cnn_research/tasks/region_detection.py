@@ -1,4 +1,4 @@
-"""Detection by regions: Fast and Faster R-CNN, their regions and their heads trained jointly."""
+"""Detection by regions: Fast and Faster R-CNN, their regions and their heads trained jointly or in turns."""
 
 import dataclasses
 import math
@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
-from cnn_research.errors import UserError
+from cnn_research.errors import UserError, nearest
 from cnn_research.ops.boxes import iou
+from cnn_research.tasks.alternating import TRAINING, Regions, proposed_by_twin, stages
 from cnn_research.tasks.average_precision import AveragePrecision
 from cnn_research.tasks.region_loss import Detected, Drawn, Truth, anchor_loss, detect, draw_regions, region_loss
-from cnn_research.tasks.task import Batch, Ratio, Variables
+from cnn_research.tasks.task import Batch, Ratio, Stage, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class RegionDetection(AveragePrecision):
     are ignored are background.
 
     Attributes:
+      training: `joint`, all layers by the sum of all terms, or `alternating`: the stages of `tasks.alternating`.
+      stage_shares: the stages' shares of the steps, as numbers beside each other; unused in joint training.
       anchor_foreground: IoU with an object from which on an anchor is that object's.
       anchor_background: IoU with every object below which an anchor is background.
       anchors_drawn: of an image.
@@ -42,6 +45,8 @@ class RegionDetection(AveragePrecision):
       max_detections: of an image at most.
     """
 
+    training: str = "joint"
+    stage_shares: tuple[float, ...] = (2.0, 1.0, 2.0, 1.0)
     anchor_foreground: float = 0.7
     anchor_background: float = 0.3
     anchors_drawn: int = 256
@@ -66,11 +71,38 @@ class RegionDetection(AveragePrecision):
         for field in ("anchor_beta", "beta"):
             if not 0 < getattr(self, field) < math.inf:
                 raise UserError(f"loss.{field}={getattr(self, field)} is no distance; give a number above 0")
+        if self.training not in TRAINING:
+            raise UserError(f"loss.training={self.training!r} is unknown; {nearest(self.training, TRAINING)}")
+        if len(self.stage_shares) != 4 or not all(0 < share < math.inf for share in self.stage_shares):
+            raise UserError(f"loss.stage_shares={self.stage_shares} are no four numbers above 0, such as (2, 1, 2, 1)")
+
+    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
+        """Returns the four stages of alternating training, or none.
+
+        Args:
+          model: an `RCNN`.
+
+        Raises:
+          UserError: it proposes no regions.
+        """
+        if self.training == "joint":
+            return ()
+        return stages(model, self.stage_shares, self._loss)
+
+    def has_twin(self, model: nn.Module, layer: str) -> bool:
+        """Returns whether a layer is the body's, of which alternating training has two.
+
+        Args:
+          model: an `RCNN`.
+          layer: its name.
+        """
+        network: Any = model
+        return network.part(layer) == "body"
 
     def loss(
         self, model: nn.Module, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
     ) -> tuple[dict[str, Ratio], dict[str, Any]]:
-        """Sums the losses over anchors and regions that are drawn.
+        """Sums the losses over anchors and regions that are drawn, of joint training.
 
         Args:
           model: an `RCNN`.
@@ -87,11 +119,26 @@ class RegionDetection(AveragePrecision):
         Raises:
           UserError: there are no regions.
         """
+        return self._loss(("body", "rpn", "detector"), model, variables, batch, rng, train)
+
+    def _loss(
+        self,
+        parts: Sequence[str],
+        model: nn.Module,
+        variables: Variables,
+        batch: Batch,
+        rng: PRNGKeyArray,
+        train: bool,
+    ) -> tuple[dict[str, Ratio], dict[str, Any]]:
+        """Does what `loss` does for the parts of the network that learn; a twin of the body proposes the regions."""
+        regions = proposed_by_twin(model, variables, batch, train)
         drawing, dropout = jax.random.split(rng)
         keys = jax.random.split(drawing, len(batch["image"]))
         (terms, metrics), updated = model.apply(
-            variables,
+            {name: tree for name, tree in variables.items() if name != "twin"},
+            parts,
             batch,
+            regions,
             keys,
             train,
             method=self._losses,
@@ -102,14 +149,27 @@ class RegionDetection(AveragePrecision):
         return terms, {"batch_stats": batch_stats, "metrics": metrics}
 
     def _losses(
-        self, network: Any, batch: Batch, keys: Key[Array, " batch"], train: bool
+        self,
+        network: Any,
+        parts: Sequence[str],
+        batch: Batch,
+        regions: Regions | None,
+        keys: Key[Array, " batch"],
+        train: bool,
     ) -> tuple[dict[str, Ratio], dict[str, Ratio]]:
         size, there = batch["image"].shape[1:3], jnp.asarray(batch["example_mask"])
         keys, truth = jax.vmap(jax.random.split)(keys), truth_of(batch)
-        maps = network.features(batch["image"], train)
-        anchored = network.anchored(maps) if network.anchor_sizes else None
-        regions = _regions(network, anchored, batch, train)
-        terms = self._anchor_losses(keys[:, 0], anchored, network.anchors(size), truth) if anchored else {}
+        maps = network.features(batch["image"], train and "body" in parts)
+        if "body" not in parts:
+            maps = jax.lax.stop_gradient(maps)
+        terms: dict[str, Ratio] = {}
+        if regions is None:
+            anchored = network.anchored(maps) if network.anchor_sizes else None
+            regions = _regions(network, anchored, batch, train)
+            if anchored and "rpn" in parts:
+                terms = self._anchor_losses(keys[:, 0], anchored, network.anchors(size), truth)
+        if "detector" not in parts:
+            return summed(terms, there), summed(recall_of(regions, truth), there)
         drawn = jax.vmap(self._drawn)(keys[:, 1], regions, truth)
         logits, offsets = network.classify(maps, drawn.boxes, train)
         terms |= jax.vmap(partial(region_loss, beta=self.beta))(logits, offsets, drawn)
@@ -163,14 +223,17 @@ class RegionDetection(AveragePrecision):
           Best first, `boxes` float32[batch, detections, 4] in 0..1 of the image, `classes` int32[batch, detections],
           `scores` float32[batch, detections] and `valid` bool[batch, detections].
         """
-        predictions: Any = model.apply(variables, batch, method=self._predictions)
+        regions = proposed_by_twin(model, variables, batch, train=False)
+        own = {name: tree for name, tree in variables.items() if name != "twin"}
+        predictions: Any = model.apply(own, batch, regions, method=self._predictions)
         return predictions
 
-    def _predictions(self, network: Any, batch: Batch) -> dict[str, Array]:
+    def _predictions(self, network: Any, batch: Batch, regions: Regions | None) -> dict[str, Array]:
         images = batch["image"]
         size = images.shape[1:3]
         maps = network.features(images, train=False)
-        regions = _regions(network, network.anchored(maps) if network.anchor_sizes else None, batch, train=False)
+        if regions is None:
+            regions = _regions(network, network.anchored(maps) if network.anchor_sizes else None, batch, train=False)
 
         def of_image(logits: Array, offsets: Array, regions: Array) -> Detected:
             thresholds = {"score_threshold": self.score_threshold, "iou_threshold": self.nms_threshold}
@@ -192,7 +255,7 @@ class RegionDetection(AveragePrecision):
         return {}
 
 
-def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Float[Array, "batch regions 4"]:
+def _regions(network: Any, anchored: Any, batch: Batch, train: bool) -> Regions:
     """Returns the regions to look at, in pixels: those that the network proposes, or where it does not, the batch's."""
     return network.proposed(anchored, batch["image"].shape[1:3], train) if anchored else given_regions(batch)
 
@@ -254,11 +317,18 @@ def region_metrics(
       region covers (IoU 0.5).
     """
     right = (jnp.argmax(logits, axis=-1) == drawn.labels) & drawn.valid
+    return {"region_accuracy": (_count(right), _count(drawn.valid)), **recall_of(regions, truth)}
+
+
+def recall_of(regions: Regions, truth: Truth) -> dict[str, Ratio]:
+    """Returns `proposal_recall` of images, as `region_metrics` does.
+
+    Args:
+      regions: of the images.
+      truth: their objects.
+    """
     covered = jax.vmap(_covered)(regions, truth)
-    return {
-        "region_accuracy": (_count(right), _count(drawn.valid)),
-        "proposal_recall": (_count(covered), _count(truth.valid)),
-    }
+    return {"proposal_recall": (_count(covered), _count(truth.valid))}
 
 
 def _covered(regions: Float[Array, "regions 4"], truth: Truth) -> Bool[Array, " objects"]:

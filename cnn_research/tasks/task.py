@@ -11,7 +11,8 @@ A metric is made of sums over batches (`Task`) or, where it is none, as average 
 where `truth` is what `data.objects.Objects.truth` gives, of all objects that the image has.
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -87,6 +88,44 @@ class RecordTask(Task, Protocol):
           truth: `boxes` in the same pixels, `classes`, `ignored` and, where the data set has them, `areas`; where masks
             are read `masks`, as `metrics.detection.encode_masks` makes them, and `size`, the image's.
         """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Steps of a run in which some layers learn and the others stay as they are, with their statistics.
+
+    Attributes:
+      name: said when it begins.
+      share: of the run's steps, as a number beside those of the other stages.
+      learns: whether an outermost layer does, by its name.
+      loss: as `Task.loss`.
+      swaps: whether the twins and the layers that they are of change places before the first step.
+      sees_twins: whether the loss and the predictions are of the twins, too.
+    """
+
+    name: str
+    share: float
+    learns: Callable[[str], bool]
+    loss: Callable[..., tuple[dict[str, Ratio], dict[str, Any]]]
+    swaps: bool = False
+    sees_twins: bool = False
+
+
+@runtime_checkable
+class StagedTask(Task, Protocol):
+    """A task whose steps may be of several stages, each of which begins with a fresh optimizer and its whole schedule.
+
+    Some layers have twins then: a second set of variables, with the same values at the start, which no step changes. A
+    stage that sees them finds them in `variables["twin"]`, as `params` and, where the model has them, `batch_stats`.
+    """
+
+    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
+        """Returns the stages in their order; () where all steps are alike."""
+        ...
+
+    def has_twin(self, model: nn.Module, layer: str) -> bool:
+        """Returns whether an outermost layer has one, by its name; asked where there are stages."""
         ...
 
 

@@ -1,7 +1,8 @@
 """Checkpoints: all of Orbax that the project uses.
 
-A checkpoint has up to three items, so that analysis reads no more than it needs: `variables`, their `average` where one
-is kept, and `training` (the optimizer's state and the step, which is also the position in the data). Orbax writes them
+A checkpoint has up to four items, so that analysis reads no more than it needs: `variables`, their `average` where one
+is kept, the `twin` of some layers where a task has one, and `training` (the optimizer's state and the step, which is
+also the position in the data). Orbax writes them
 in the background under a name of its own and renames the directory when all is there: what carries a step's number was
 whole once. What a disk does to it later shows in a checksum of each item; a damaged checkpoint is set aside, and the
 one before it is used.
@@ -32,7 +33,7 @@ from cnn_research.training.state import TrainState
 
 def _items(state: TrainState) -> dict[str, Any]:
     items = {"variables": state.variables, "training": {"step": state.step, "opt_state": state.opt_state}}
-    return items | ({"average": state.average} if state.average else {})
+    return items | {name: tree for name in ("average", "twin") if (tree := getattr(state, name))}
 
 
 @jax.jit
@@ -172,6 +173,7 @@ class Checkpoints:
             batch_stats=variables.get("batch_stats", {}),
             opt_state=training["opt_state"],
             average=loaded.get("average", {}),
+            twin=loaded.get("twin", {}),
         )
 
     def restore_variables(

@@ -42,6 +42,12 @@ def restore_run(
     metric = f"{program.config.data.test}/{program.task.primary_metric}"
     with Checkpoints(workdir, metric=metric, read_only=True) as checkpoints:
         step = find_step(checkpoints, step, workdir)
+        if program.sees_twins(step):
+            known = [other for other in checkpoints.steps if not program.sees_twins(other)]
+            raise UserError(
+                f"the checkpoint of step {step} in {workdir} is of two bodies, which are one network later only;"
+                f" give one of the steps {known}"
+            )
         averaged = program.config.ema > 0
         return program, step, checkpoints.restore_variables(step, program.abstract_variables, averaged, sharding)
 

@@ -206,14 +206,18 @@ class _Loop:
         eval_every, checkpoint_every = program.steps("eval_every"), program.steps("checkpoint_every")
         if self.step:
             self.progress.say(f"goes on from step {self.step} of {self.total}")
+        starts = [part.start for part in program.later]
         self.clock = time.perf_counter()
         profiler = _Profiler(self.config.profile, self.runs[0].workdir)
         closing = contextlib.closing
         with agreed_stop(self.step) as asked_to_stop, closing(self.progress), closing(profiler):
             for batch in self.together.batches(self.step, self.total):
+                part = program.at(self.step)
+                if part.stage and part.start == self.step:
+                    self.progress.say(f"step {self.step}  trains {part.stage.name}")
                 profiler.before(self.step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
-                    self.state, metrics = self.together.step(self.state, batch)
+                    self.state, metrics = self.together.step(self.step, self.state, batch)
                 profiler.after(self.step, metrics)
                 self.pending.append(metrics)
                 if len(self.pending) > IN_FLIGHT:
@@ -221,7 +225,8 @@ class _Loop:
                 self.step += 1
                 stop = asked_to_stop(self.step)  # asked once: a signal may come at any time
                 evaluates = self.step % eval_every == 0 or self.step == self.total
-                saves = self.step % checkpoint_every == 0 or self.step == self.total or bool(stop)
+                ends = self.step == self.total or self.step in starts
+                saves = self.step % checkpoint_every == 0 or ends or bool(stop)
                 if evaluates or saves or self.step % self.config.log_every == 0:
                     self.flush()
                 if evaluates:

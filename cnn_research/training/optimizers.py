@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -127,8 +128,21 @@ def _muon(config: ConfigDict, schedule: optax.Schedule, decay: Callable) -> opta
 OPTIMIZERS = {"sgd": _sgd, "nesterov": _nesterov, "adamw": _adamw, "lars": _lars, "lamb": _lamb, "muon": _muon}
 
 
+def _without(stays: Callable[[Any], Any], optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the optimizer with updates of 0 where `stays` marks a leaf."""
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(gradients, state, params)
+        return jax.tree.map(lambda still, x: jnp.zeros_like(x) if still else x, stays(params), updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 def make_optimizer(
-    config: ConfigDict, schedule: optax.Schedule, weight_decay: Array | None = None
+    config: ConfigDict,
+    schedule: optax.Schedule,
+    weight_decay: Array | None = None,
+    stays: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer: clipping, the update rule with its decay, and nothing for what is frozen.
 
@@ -136,6 +150,7 @@ def make_optimizer(
       config: `config.optimizer`.
       schedule: learning rate by step.
       weight_decay: in place of the config's, where it is traced.
+      stays: marks further leaves that stay as they are; the optimizer's state is of the same form without it.
 
     Raises:
       UserError: an unknown optimizer or a regex that is none.
@@ -153,6 +168,8 @@ def make_optimizer(
     optimizer = OPTIMIZERS[config.name](config, schedule, matches(config.decay, "optimizer.decay"))
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if stays:
+        optimizer = _without(stays, optimizer)
     if not config.freeze:
         return optimizer
     frozen = matches(config.freeze, "optimizer.freeze")

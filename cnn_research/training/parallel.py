@@ -171,7 +171,7 @@ class Pmap(Jit):
 
 
 # What of the state is cut over the devices: stages 1 and 3 of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054).
-SHARDED = {"off": (), "optimizer": ("opt_state",), "all": ("opt_state", "params", "average")}
+SHARDED = {"off": (), "optimizer": ("opt_state",), "all": ("opt_state", "params", "average", "twin")}
 
 
 def make_parallel(kind: str, devices: Sequence[jax.Device] = (), shard_state: str = "off") -> Jit:

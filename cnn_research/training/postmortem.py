@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,11 +16,12 @@ from cnn_research.training.parallel import Jit
 from cnn_research.training.program import Program
 from cnn_research.training.state import TrainState
 from cnn_research.training.step import step_rngs
+from cnn_research.training.together import StepAlone
 from cnn_research.training.writers import write_text
 
 
 def write_postmortem(
-    workdir: epath.Path, program: Program, feed: Feed, step_function: Callable, state: TrainState, step: int
+    workdir: epath.Path, program: Program, feed: Feed, step_function: StepAlone, state: TrainState, step: int
 ) -> dict[str, Any]:
     """Replays a run to the step that failed, examines it, and writes `postmortem/report.json` and `batch.npz`.
 
@@ -46,14 +46,14 @@ def write_postmortem(
         "examples": feed.order(step)[0].tolist(),
     }
     state = feed.parallel.spread(state)
-    for batch in feed(report["replayed_from"], step):
-        state, _ = step_function(state, batch, feed.data)
-    state = feed.parallel.collect(state)
+    for number, batch in enumerate(feed(report["replayed_from"], step), start=report["replayed_from"]):
+        state, _ = step_function(number, state, batch, feed.data)
+    state = step_function.enter(step, feed.parallel.collect(state))
 
     batch = feed.batch(step)
     mesh = Jit(feed.parallel.mesh)
     on_device = mesh.place({key: value[mesh.block(len(value))] for key, value in batch.items()})
-    report["first"] = first_nonfinite(program, state, on_device)
+    report["first"] = first_nonfinite(program.at(step), state, on_device)
     if jax.process_index() == 0:
         folder = workdir / "postmortem"
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def first_nonfinite(program: Program, state: TrainState, batch: dict[str, Any]) 
     """Finds where the first NaN or infinity appears in a step, which is run with the whole batch at once.
 
     Args:
-      program: of the run.
+      program: of the run, or of the step's stage.
       state: before the step.
       batch: as the feed gives it, before augmentation.
 
@@ -77,13 +77,16 @@ def first_nonfinite(program: Program, state: TrainState, batch: dict[str, Any]) 
       `layer` or the parameter's path. Outputs count from the input on, gradients from the loss back.
     """
     order: list[str] = []  # of the layers; JAX returns dicts sorted
+    source = program.stage or program.task
 
     def losses(params: Any, zeros: dict[str, jax.Array], state: TrainState, batch: dict[str, Any]) -> Any:
         augment_rng, network_rng = step_rngs(state.rng, state.step)
         batch = program.preprocessing.train(batch, augment_rng)
         variables = {**state.variables, "params": params}
+        if program.stage and program.stage.sees_twins:
+            variables["twin"] = state.twin
         (terms, _), outputs = taps.record(
-            lambda: program.task.loss(program.model, variables, batch, network_rng, train=True), zeros
+            lambda: source.loss(program.model, variables, batch, network_rng, train=True), zeros
         )
         order[:] = outputs
         return sum(total / jnp.where(weight == 0, 1, weight) for total, weight in terms.values()), outputs

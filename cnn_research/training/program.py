@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from cnn_research import models, tasks
 from cnn_research.data.augmentation import Augmentation
 from cnn_research.errors import UserError, nearest
+from cnn_research.tasks import Stage, StagedTask
 from cnn_research.training.config import PRECISION, input_shape, validate
 from cnn_research.training.durations import parse_steps
 from cnn_research.training.optimizers import make_optimizer, make_schedule, matches
@@ -37,6 +39,9 @@ class Program:
       optimizer: updates the parameters.
       total_steps: of the whole run.
       steps_per_epoch: not rounded.
+      stage: the first of the task's stages; None where all steps are alike. `schedule` and `optimizer` are its own.
+      start: its first step.
+      later: the programs of the stages after it.
     """
 
     config: ConfigDict
@@ -47,11 +52,36 @@ class Program:
     optimizer: optax.GradientTransformation
     total_steps: int
     steps_per_epoch: float
+    stage: Stage | None = None
+    start: int = 0
+    later: tuple["Program", ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the network's input."""
         return input_shape(self.config.data)
+
+    @property
+    def parts(self) -> tuple["Program", ...]:
+        """The programs of the stages, in order; this one alone where all steps are alike."""
+        return (self, *self.later)
+
+    def at(self, step: int) -> "Program":
+        """Returns the program of a step's stage.
+
+        Args:
+          step: updates done before it.
+        """
+        return next(part for part in reversed(self.parts) if part.start <= step)
+
+    def sees_twins(self, step: int) -> bool:
+        """Returns whether the network is one of two bodies, after so many updates.
+
+        Args:
+          step: updates done.
+        """
+        stage = self.at(max(0, step - 1)).stage
+        return bool(stage and stage.sees_twins)
 
     def steps(self, field: str) -> int:
         """Returns a duration of the config, such as `eval_every`, in steps: at least 1."""
@@ -71,7 +101,24 @@ class Program:
 
     def init_state(self, variables: dict[str, Any]) -> TrainState:
         """Returns the state before the first step."""
-        return create_state(variables, self.optimizer, self.config.seed, averaged=self.config.ema > 0)
+        task, averaged = self.task, self.config.ema > 0
+        has_twin = functools.partial(task.has_twin, self.model) if self.stage and isinstance(task, StagedTask) else None
+        return create_state(variables, self.optimizer, self.config.seed, averaged, has_twin)
+
+    def enter(self, state: TrainState) -> TrainState:
+        """Returns the state with which the stage begins.
+
+        Args:
+          state: that the stage before it has left.
+        """
+        variables, twin = state.variables, state.twin
+        if self.stage and self.stage.swaps:
+            changed = {name: tree | twin.get(name, {}) for name, tree in variables.items()}
+            twin = {name: {layer: variables[name][layer] for layer in tree} for name, tree in twin.items()}
+            variables = changed
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        opt_state = self.optimizer.init(params)
+        return dataclasses.replace(state, params=params, batch_stats=batch_stats, opt_state=opt_state, twin=twin)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -103,15 +150,21 @@ class Program:
     def train_step(self, axis_name: str | None = None) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
         """Returns `step(state, batch, data) -> (state, metrics)`, see `training.step` and `training.feed`."""
         freeze = self.config.optimizer.freeze
+        marks = [matches(freeze, "optimizer.freeze")] if freeze else []
+        marks += [_staying(self.stage)] if self.stage else []
+
+        def frozen(tree: Any) -> Any:
+            return jax.tree.map(lambda *marked: any(marked), *(mark(tree) for mark in marks))
+
         train_step = make_train_step(
             self.model,
-            self.task,
+            self.stage or self.task,
             self.optimizer,
             self.schedule,
             self.preprocessing,
             accumulate=self.config.accumulate,
             ema=self.config.ema,
-            frozen=matches(freeze, "optimizer.freeze") if freeze else None,
+            frozen=frozen if marks else None,
             count_skipped=self.config.data.skip_corrupt,
             axis_name=axis_name,
         )
@@ -136,14 +189,15 @@ def make_program(config: ConfigDict, platform: str = "") -> Program:
     total_steps = parse_steps(config.duration, steps_per_epoch)
     if total_steps < 1:
         raise UserError(f"duration={config.duration!r} is less than one step of batch_size={config.batch_size}")
-    schedule = make_schedule(config.optimizer, total_steps, steps_per_epoch)
     augmentation = make_augmentation(config.augmentation)
     if data.crop_on == "host":
         augmentation = dataclasses.replace(augmentation, random_resized_crop=(1.0, 1.0))
-    return Program(
+    model = models.create(**{**config.model.to_dict(), "dtype": compute_dtype(config, platform)})
+    task = tasks.create(config.task, **config.loss.to_dict())
+    program = Program(
         config=config,
-        model=models.create(**{**config.model.to_dict(), "dtype": compute_dtype(config, platform)}),
-        task=tasks.create(config.task, **config.loss.to_dict()),
+        model=model,
+        task=task,
         preprocessing=Preprocessing(
             augmentation=augmentation,
             mean=tuple(data.mean),
@@ -152,11 +206,50 @@ def make_program(config: ConfigDict, platform: str = "") -> Program:
             whole=bool(data.mask) or config.task == "region_detection",
             mirror=data.mirror,
         ),
-        schedule=schedule,
-        optimizer=make_optimizer(config.optimizer, schedule),
+        **_of_steps(config, total_steps, steps_per_epoch),
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
     )
+    stages = task.stages(model) if isinstance(task, StagedTask) else ()
+    return _with_stages(program, stages) if stages else program
+
+
+def _of_steps(config: ConfigDict, steps: int, steps_per_epoch: float, stage: Stage | None = None) -> dict[str, Any]:
+    """Returns the schedule and the optimizer of a run's steps, or of those of a stage."""
+    schedule = make_schedule(config.optimizer, steps, steps_per_epoch)
+    stays = _staying(stage) if stage else None
+    return {"schedule": schedule, "optimizer": make_optimizer(config.optimizer, schedule, stays=stays)}
+
+
+def _staying(stage: Stage) -> Callable[[Any], Any]:
+    """Returns a function from a tree of layers to booleans: what stays as it is in a stage."""
+    return lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: not stage.learns(path[0].key), tree)
+
+
+def _with_stages(program: Program, stages: Sequence[Stage]) -> Program:
+    """Returns the program of the first stage, with those of the others.
+
+    Raises:
+      UserError: a stage is left without steps, or the run averages its variables.
+    """
+    config, total = program.config, program.total_steps
+    if config.ema:
+        raise UserError(f"ema={config.ema} averages over steps that are alike; use ema=0 with stages of training")
+    shares = np.cumsum([stage.share for stage in stages])
+    ends = [round(total * share / shares[-1]) for share in shares.tolist()]
+    starts = [0, *ends[:-1]]
+    if any(start >= end for start, end in zip(starts, ends, strict=True)):
+        raise UserError(f"duration={config.duration!r}, {total} steps, leaves a stage of training none; give more")
+
+    def part(stage: Stage, start: int, end: int) -> Program:
+        fields = _of_steps(config, end - start, program.steps_per_epoch, stage)
+        own = fields["schedule"]
+        return dataclasses.replace(
+            program, **fields | {"schedule": lambda step: own(step - start)}, stage=stage, start=start
+        )
+
+    first, *later = map(part, stages, starts, ends)
+    return dataclasses.replace(first, later=tuple(later))
 
 
 def make_augmentation(options: ConfigDict) -> Augmentation:

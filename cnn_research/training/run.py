@@ -20,7 +20,7 @@ from cnn_research.training.postmortem import write_postmortem
 from cnn_research.training.program import Program
 from cnn_research.training.progress import describe
 from cnn_research.training.state import TrainState
-from cnn_research.training.together import step_alone
+from cnn_research.training.together import StepAlone
 from cnn_research.training.writers import Writer, write_text
 
 
@@ -129,8 +129,9 @@ class Run:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Measures the network on the whole test split, and writes and returns what comes out."""
-        values = self.evaluator(state.evaluated)
         self._measured = int(state.step)
+        twin = {"twin": state.twin} if self.program.sees_twins(self._measured) else {}
+        values = self.evaluator(state.evaluated | twin)
         self.evaluated = {f"{self.program.config.data.test}/{name}": value for name, value in values.items()}
         self._writer.write(self._measured, self.evaluated)
         return self.evaluated
@@ -140,7 +141,9 @@ class Run:
         step = int(state.step)
         if not _all_finite(state.params):
             raise NotFiniteError(step, {"loss": math.nan})
-        self.checkpoints.save(state, self.evaluated if self._measured == step else {})
+        # The best checkpoint is of one network, which can be restored.
+        measured = self._measured == step and not self.program.sees_twins(step)
+        self.checkpoints.save(state, self.evaluated if measured else {})
 
     def fit(self, state: TrainState, phase: str) -> TrainState:
         """Returns the state with the layer of a phase fitted."""
@@ -176,7 +179,7 @@ class Run:
         """Writes the post-mortem of a step that was not finite, and returns what to say; the last checkpoint stays."""
         parallel = self.feed.parallel
         state = last_state(self.program, parallel, self.checkpoints)
-        step_function = step_alone(self.program, parallel)
+        step_function = StepAlone(self.program, parallel)
         report = write_postmortem(self.workdir, self.program, self.feed, step_function, state, fault.step)
         first, steps = report["first"], self.checkpoints.steps
         kept = f"the checkpoint of step {steps[-1]} stays" if steps else "there is no checkpoint yet"

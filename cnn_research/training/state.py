@@ -1,5 +1,6 @@
 """The training state: everything that a step reads and replaces."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ class TrainState:
       opt_state: the optimizer's.
       average: `params` and `batch_stats` averaged over steps, which evaluation then uses; empty unless `config.ema` is
         set.
+      twin: a second set of variables of some layers, for tasks whose stages want one; empty for all others.
     """
 
     step: Any
@@ -33,6 +35,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     average: Any
+    twin: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -66,7 +69,11 @@ def init_variables(model: nn.Module, image_shape: tuple[int, ...], rng: Key[Arra
 
 
 def create_state(
-    variables: dict[str, Any], optimizer: optax.GradientTransformation, seed: int, averaged: bool = False
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    averaged: bool = False,
+    has_twin: Callable[[str], bool] | None = None,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -75,7 +82,13 @@ def create_state(
       optimizer: gives the optimizer's state.
       seed: of the run.
       averaged: whether to keep an average of the variables.
+      has_twin: whether an outermost layer has a twin, by its name.
     """
+    twin = (
+        {name: {layer: tree[layer] for layer in tree if has_twin(layer)} for name, tree in variables.items()}
+        if has_twin
+        else {}
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         rng=jax.random.key(seed),
@@ -83,4 +96,5 @@ def create_state(
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
         average=jax.tree.map(jnp.copy, variables) if averaged else {},
+        twin=jax.tree.map(jnp.copy, twin),
     )

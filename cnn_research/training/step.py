@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Int, Key
 
 from cnn_research.data.augmentation import Augmentation, as_float, augment, crop_center, normalize
-from cnn_research.tasks import Task
+from cnn_research.tasks import Stage, Task
 from cnn_research.training.state import TrainState, as_variables
 
 Batch = dict[str, Array]
@@ -80,7 +80,7 @@ def step_rngs(rng: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, "2"]:
 
 def make_train_step(
     model: nn.Module,
-    task: Task,
+    task: Task | Stage,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     preprocessing: Preprocessing,
@@ -98,7 +98,7 @@ def make_train_step(
 
     Args:
       model: the network.
-      task: its loss.
+      task: its loss, or that of a stage.
       optimizer: updates the parameters.
       schedule: the learning rate by step, only reported here.
       preprocessing: of the images.
@@ -113,21 +113,26 @@ def make_train_step(
     def add_up(x: Array) -> Array:
         return jax.lax.psum(x, axis_name) if axis_name else x
 
-    def loss_sums(params: Any, batch_stats: Any, batch: Batch, rng: Key[Array, ""]) -> tuple[Sums, dict[str, Any]]:
-        return task.loss(model, as_variables(params, batch_stats), batch, rng, train=True)
+    def loss_sums(
+        state: TrainState, params: Any, batch_stats: Any, batch: Batch, rng: Key[Array, ""]
+    ) -> tuple[Sums, dict[str, Any]]:
+        variables = as_variables(params, batch_stats)
+        if isinstance(task, Stage) and task.sees_twins:
+            variables["twin"] = state.twin
+        return task.loss(model, variables, batch, rng, train=True)
 
     def gradient(
-        params: Any, batch_stats: Any, batch: Batch, rng: Key[Array, ""], weights: dict[str, Array] | None
+        state: TrainState, batch_stats: Any, batch: Batch, rng: Key[Array, ""], weights: dict[str, Array] | None
     ) -> Any:
         """Differentiates a micro-batch's part of the loss; `weights` are the whole batch's, None where this is it."""
 
         def objective(params: Any) -> tuple[Array, Any]:
-            terms, aux = loss_sums(params, batch_stats, batch, rng)
+            terms, aux = loss_sums(state, params, batch_stats, batch, rng)
             whole = weights or {name: add_up(weight) for name, (_, weight) in terms.items()}
             parts = {name: total / _divisor(jax.lax.stop_gradient(whole[name])) for name, (total, _) in terms.items()}
             return _total(parts), (parts, aux)
 
-        return jax.grad(objective, has_aux=True)(params)
+        return jax.grad(objective, has_aux=True)(state.params)
 
     def accumulated(state: TrainState, batch: Batch, rng: Key[Array, ""]) -> Any:
         # A micro-batch takes every n-th example, which leaves each on the device where it is.
@@ -135,7 +140,7 @@ def make_train_step(
         rngs = jax.random.split(rng, accumulate)
 
         def weigh(_: None, inputs: Any) -> tuple[None, dict[str, Array]]:
-            terms, _aux = loss_sums(state.params, state.batch_stats, *inputs)
+            terms, _aux = loss_sums(state, state.params, state.batch_stats, *inputs)
             return None, {name: weight for name, (_, weight) in terms.items()}
 
         # Where weights come from the batch alone, XLA drops the network from this pass.
@@ -144,7 +149,7 @@ def make_train_step(
 
         def differentiate(carry: Any, inputs: Any) -> tuple[Any, Any]:
             (gradients, batch_stats), (batch, rng) = carry, inputs
-            new, (parts, aux) = gradient(state.params, batch_stats, batch, rng, weights)
+            new, (parts, aux) = gradient(state, batch_stats, batch, rng, weights)
             return (jax.tree.map(jnp.add, gradients, new), aux["batch_stats"]), (parts, aux["metrics"])
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
@@ -160,7 +165,7 @@ def make_train_step(
         if accumulate > 1:
             gradients, (parts, aux) = accumulated(state, batch, network_rng)
         else:
-            gradients, (parts, aux) = gradient(state.params, state.batch_stats, batch, network_rng, None)
+            gradients, (parts, aux) = gradient(state, state.batch_stats, batch, network_rng, None)
         gradients, parts, sums = jax.tree.map(add_up, (gradients, parts, aux["metrics"]))
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

@@ -34,6 +34,8 @@ def check_alike(several: Sequence[ConfigDict]) -> None:
             raise UserError(f"runs of one program differ in {', '.join(SCALARS)} and nothing else, not {others[0]}")
     if len(several) > 1 and (first.parallel, first.shard_state) != ("jit", "off"):
         raise UserError("several runs are one program with parallel=jit and shard_state=off only")
+    if len(several) > 1 and first.loss.get("training", "joint") != "joint":
+        raise UserError("several runs are one program with loss.training=joint only")
 
 
 class Alone:
@@ -48,7 +50,7 @@ class Alone:
           parallel: how a step runs on the devices.
         """
         self._feed, self._parallel = feed, parallel
-        self._step = step_alone(program, parallel)
+        self._step = StepAlone(program, parallel)
 
     def stack(self, states: Sequence[TrainState]) -> Any:
         """Returns the states of the runs as the step takes them."""
@@ -62,9 +64,9 @@ class Alone:
         """Yields the batches of the steps from `start` to before `stop`, on the devices."""
         return self._feed(start, stop)
 
-    def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
+    def step(self, number: int, state: Any, batch: Any) -> tuple[Any, Any]:
         """Returns the next state, and the step's metrics: of each a value, or a row of the runs'."""
-        return self._step(state, batch, self._feed.data)
+        return self._step(number, state, batch, self._feed.data)
 
 
 class Stacked:
@@ -113,8 +115,9 @@ class Stacked:
         for several in zip(*(feed.blocks(start, stop) for feed in self._feeds.values()), strict=True):
             yield jax.device_put(jax.tree.map(lambda *x: np.stack(x), *several), self._sharding)
 
-    def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
+    def step(self, number: int, state: Any, batch: Any) -> tuple[Any, Any]:
         """Returns the next state, and the step's metrics: of each a value, or a row of the runs'."""
+        del number  # they have no stages
         return self._step(state, batch, {"settings": self._settings, "examples": self._data})
 
 
@@ -129,14 +132,47 @@ def join(programs: Sequence[Program], feeds: Sequence[Feed], parallel: Jit) -> A
     return Alone(programs[0], feeds[0], parallel) if len(programs) == 1 else Stacked(programs, feeds, parallel)
 
 
-def step_alone(program: Program, parallel: Jit) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-    """Returns a run's own compiled step, `step(state, batch, data) -> (state, metrics)`.
+class StepAlone:
+    """A run's own compiled step, or where it has stages that of each."""
 
-    Args:
-      program: of the run.
-      parallel: how the step runs on the devices.
-    """
-    return parallel.compile(program.train_step(parallel.axis_name), parallel.layout(program.abstract_state))
+    def __init__(self, program: Program, parallel: Jit):
+        """Prepares what is compiled when it first runs.
+
+        Args:
+          program: of the run.
+          parallel: how a step runs on the devices.
+        """
+        self._program, self._parallel = program, parallel
+        self._layout = parallel.layout(program.abstract_state)
+        self._steps = {
+            part.start: parallel.compile(part.train_step(parallel.axis_name), self._layout) for part in program.parts
+        }
+
+    def __call__(self, number: int, state: Any, batch: Any, data: Any) -> tuple[Any, Any]:
+        """Returns the next state and the metrics of the step.
+
+        Args:
+          number: updates done before it.
+          state: that these have left, as the step takes it; its memory is reused.
+          batch: of the step.
+          data: the feed's.
+        """
+        start = self._program.at(number).start
+        if start == number > 0:
+            state = self._parallel.spread(self.enter(number, self._parallel.collect(state)))
+        return self._steps[start](state, batch, data)
+
+    def enter(self, number: int, state: TrainState) -> TrainState:
+        """Returns the state before a step: another one than before where a stage begins with it.
+
+        Args:
+          number: updates done before it.
+          state: that these have left, on every device; its memory is reused.
+        """
+        part = self._program.at(number)
+        if not part.start == number > 0:
+            return state
+        return jax.jit(part.enter, donate_argnums=0, out_shardings=self._layout)(state)
 
 
 def side_by_side(function: Callable, in_axes: Sequence[int | None]) -> Callable:

@@ -10,9 +10,16 @@ import pytest
 from cnn_research import models
 from cnn_research.errors import UserError
 from cnn_research.layers.taps import record
+from cnn_research.models import alexnet
 from cnn_research.models.faster_rcnn import BODIES, PYRAMID, RCNN
 from cnn_research.ops.boxes import area
 
+# Fast R-CNN's model S: CaffeNet's maps and hidden layers, which take 6x6 cells.
+SMALL = dict(body="alexnet", region_size=6)
+# Its convolutions of 11x11x3 values and a bias, 5x5x48, 3x3x256 and twice 3x3x192; fc6, which takes 6x6x256, and fc7;
+# the logits of 21 classes, and the four offsets of each.
+CONVOLUTIONS = 364 * 96 + 1201 * 256 + 2305 * 384 + 1729 * 384 + 1729 * 256
+MODEL_S = CONVOLUTIONS + 9217 * 4096 + 4097 * 4096 + 4097 * 21 * 5
 C4 = dict(body="resnet50", norm="frozen", hidden=(), region_pool="align", region_size=14)
 TINY = dict(
     body="resnet20_cifar",
@@ -53,6 +60,16 @@ def random_variables(module, *shape, scale=0.3):
         (PYRAMID | dict(num_classes=91), 41_755_286),
         (PYRAMID | dict(num_classes=91, norm="batch", mask_features=(256,) * 4), 44_401_393 + 53_120),
         # ResNet-50's convolutions, the proposals' layers on 1024 channels, and two heads on 2048.
+        (SMALL | dict(anchor_sizes=()), MODEL_S),
+        # 3x3 convolutions to 256 channels, and of each of 9 anchors a logit and four offsets.
+        (SMALL | dict(rpn_features=256), MODEL_S + (9 * 256 + 1) * 256 + 257 * 9 * 5),
+        # Without groups conv2, conv4 and conv5 have as many weights again, those of the other half of the channels.
+        (
+            SMALL | dict(body="alexnet_ungrouped", anchor_sizes=()),
+            MODEL_S + 25 * 48 * 256 + 9 * 192 * 384 + 9 * 192 * 256,
+        ),
+        # torchvision's AlexNet without its head, and two others.
+        (SMALL | dict(body="alexnet_owt", anchor_sizes=()), 61_100_840 - 4097 * 1000 + 4097 * 21 * 5),
         (C4, 25_557_032 - 2_049_000 - 53_120 + 9 * 1024 * 512 + 512 + 513 * 9 * 5 + 2049 * 21 * 5),
     ],
 )
@@ -61,10 +78,14 @@ def test_counts(fields, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
-@pytest.mark.parametrize(("classifier", "fields"), [("vgg16", {}), ("resnet50", C4)])
+@pytest.mark.parametrize(
+    ("classifier", "fields"),
+    [("vgg16", {}), ("resnet50", C4), *((body, SMALL | {"body": body}) for body in alexnet.VARIANTS)],
+)
 def test_a_classifiers_parameters_fit(classifier, fields):
     """Named and shaped as they are, but for its head."""
-    own = shapes(models.create(classifier, norm=fields.get("norm", "none")), 1, 224, 224, 3)["params"]
+    classes = models.create(classifier, norm=fields.get("norm", "none"))
+    own = shapes(classes, 1, *models.input_shape(classifier))["params"]
     network = shapes(RCNN(**fields), 1, 64, 64, 3)["params"]
     assert network.keys() - own.keys() == {"box", "rpn"}
     for name in own.keys() - {"head"}:
@@ -156,7 +177,7 @@ def test_without_proposals_the_whole_image_is_a_region():
 
 
 # Of bodies of one kind one stands for all.
-@pytest.mark.parametrize("body", ["vgg11_lrn", "vgg19", "resnet18", "resnet20_cifar"])
+@pytest.mark.parametrize("body", ["vgg11_lrn", "vgg19", "resnet18", "resnet20_cifar", "alexnet", "alexnet_owt"])
 def test_a_body_gives_maps_of_its_strides(body):
     strides = tuple(sorted(BODIES[body]))
     network = RCNN(**PYRAMID | dict(body=body, strides=strides, anchor_sizes=(8.0,) * len(strides), width=1 / 16))
@@ -166,6 +187,24 @@ def test_a_body_gives_maps_of_its_strides(body):
     coarsest = strides[-1]
     sizes = [(-(-70 // coarsest) * coarsest // stride, -(-100 // coarsest) * coarsest // stride) for stride in strides]
     assert [each.shape[1:3] for each in maps] == sizes
+
+
+@pytest.mark.parametrize("body", ["alexnet", "alexnet_owt"])
+def test_a_cell_of_alexnets_map_stands_for_its_pixels(body):
+    """What reaches the cell at row 11 and column 5 lies around the middle of the 16 pixels that are its own."""
+    network = RCNN(body=body, anchor_sizes=(), pool="avg", width=1 / 64, hidden=(1,), kernel_init="glorot_uniform")
+    images = jnp.ones((1, 380, 376, 1))
+    positive = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes(network, *images.shape))
+
+    def cell(images):
+        return network.apply(positive, images, train=False, method=network.features)[0][0, 11, 11].sum()
+
+    reached = np.abs(jax.jit(jax.grad(cell))(images)[0, ..., 0]) > 0
+    for axis in range(2):
+        (places,) = np.nonzero(reached.any(axis=1 - axis))
+        # conv1's window, 2 cells of 4 and of 8 pixels more of pool1 and pool2, conv2's 4 of 8, 3 times 2 of 16.
+        assert len(places) == 11 + 2 * 4 + 4 * 8 + 2 * 8 + 6 * 16
+        assert abs((places[0] + places[-1] + 1) / 2 - 16 * 11.5) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,37 @@ def test_a_network_of_pixels_begins_with_a_classifier(tmp_path, body, classifier
         assert_equal(rest, {layer: value for layer, value in variables["params"].items() if layer != "head"})
 
 
+@pytest.mark.parametrize(
+    ("body", "region_size", "classifier"),
+    [
+        ("alexnet_owt", 6, dict(width=1 / 32)),
+        ("vgg11", 7, dict(width=1 / 32)),
+        ("resnet18", 7, dict(width=1 / 16, norm="batch")),
+    ],
+)
+def test_a_network_of_regions_begins_with_a_classifier(tmp_path, body, region_size, classifier):
+    """All of it but the heads and the proposals: from a run's file or from PyTorch's."""
+    rng = np.random.default_rng(0)
+    trained = configs.default_config(body, num_classes=10, **classifier)
+    trained.data.update(name="digits", image_size=(224, 224), num_examples=100)
+    shapes = make_program(trained).abstract_variables
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    safetensors.save(variables, tmp_path / "ours.safetensors")
+    save_file(torch.dump(body, variables, num_classes=10, **classifier), tmp_path / "theirs.safetensors")
+    hidden = {"hidden": ()} if body == "resnet18" else {}
+    config = configs.default_config("faster_rcnn", body=body, region_size=region_size, **hidden, **classifier)
+    config.data.update(name="shapes", image_size=(64, 64), num_examples=100)
+    config.init_except = "head|box|rpn"
+    for file in ("ours", "theirs"):
+        program = with_fields(config, init_from=str(tmp_path / f"{file}.safetensors"))
+        found = initial_variables(program, make_parallel("jit"))
+        of_body = found["params"].keys() - {"head", "box", "rpn"}
+        assert len(found["params"]) == len(of_body) + 3
+        rest = {layer: found["params"][layer] for layer in of_body}
+        assert_equal(rest, {layer: value for layer, value in variables["params"].items() if layer != "head"})
+        assert_equal(found.get("batch_stats", {}), variables.get("batch_stats", {}))
+
+
 def test_a_head_that_differs_in_more_does_not_fit(resnet, tmp_path):
     config, _, state = resnet
     state = dict(state, **{"fc.weight": np.zeros((7, 3), np.float32)})

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a bug, with its traceback; 2 the input was not right, one 
 SIGTERM and saved, try again; 130 the same by Ctrl-C.
 """
 
+import errno
 import importlib.util
 import logging
 import os
@@ -49,10 +50,10 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        # A path that cannot be read or written; a full disk, whose fault names no path.
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _bug()
-        # A path that cannot be read or written, a full disk.
-        distributed.end(2, f"error: {error.filename}: {error.strerror}")
+        distributed.end(2, "error: " + ": ".join(filter(None, (error.filename, error.strerror))))
     except ImportError as error:
         if not str(error).startswith("Please install"):  # fsspec's, of what reads a bucket
             _bug()
@@ -75,6 +76,8 @@ def _quiet() -> None:
     """Keeps libraries' notes of their own doings out of the run's output; warnings stay."""
     logging.getLogger("jax").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax and TFDS warn there of what is no fault
+    # Where a checkpoint cannot be written, each of Orbax's threads tells its traceback; then Orbax raises the fault.
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     # Of a damaged checkpoint Orbax reads many parts at once; each tells its fault, of which one is in our own line.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 

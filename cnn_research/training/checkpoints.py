@@ -93,6 +93,7 @@ class Checkpoints:
         self._read_only = read_only
         self._check_metrics()
         self._checkpointer = self._open()
+        self._begun: ocp.AsyncResponse[bool] | None = None  # what writes in the background
 
     def _open(self) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(
@@ -107,8 +108,8 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits until what was begun is written."""
         try:
-            with self._writing():
-                self._checkpointer.close()
+            with self._writing(), contextlib.closing(self._checkpointer):
+                self._finish()
         except UserError:
             if kind is None:  # else that was first
                 raise
@@ -137,7 +138,8 @@ class Checkpoints:
         items = _items(state)
         sums = {name: int(value) for name, value in jax.device_get(checksums(items)).items()}
         with self._writing():
-            self._checkpointer.save_checkpointables_async(
+            self._finish()
+            self._begun = self._checkpointer.save_checkpointables_async(
                 step, items, force=True, metrics=metrics or None, custom_metadata={"checksums": sums}
             )
 
@@ -232,7 +234,13 @@ class Checkpoints:
           UserError: it cannot be.
         """
         with self._writing():
-            self._checkpointer.wait()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Waits; Orbax only ends the thread and the event loop that each checkpoint gets when asked how it went."""
+        begun, self._begun = self._begun, None
+        if begun:
+            begun.result()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ class Progress:
         self._start, self._total, self._unit, self._began = start, total, unit, time.monotonic()
         self._speaks = jax.process_index() == 0
         terminal = self._speaks and sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, leave=False) if terminal else None
+        self._bar = _Bar(total=total, initial=start, unit=unit, dynamic_ncols=True, leave=False) if terminal else None
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Reports a step and its values.
@@ -49,6 +49,15 @@ class Progress:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class _Bar(tqdm):
+    """A bar that goes by a clock which nobody sets: tqdm's own freezes where the time of day is set back."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
 
 
 def describe(values: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What a run writes beside its checkpoints: metrics as JSON lines and for TensorBoard, its environment, its result."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -8,20 +9,41 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 
+from cnn_research.errors import UserError
+
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Replaces a file as a whole: a process that is killed here leaves the old one or the new one."""
+    """Replaces a file as a whole: a process that is killed here leaves the old one or the new one.
+
+    Args:
+      path: of the file.
+      text: all that it is to hold.
+
+    Raises:
+      UserError: it cannot be written; the old one stays.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with _writing(path):
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _writing(path: epath.Path) -> Iterator[None]:
+    """Turns the faults of disks and buckets, which are of many kinds, into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def to_json(values: dict[str, Any]) -> str:
@@ -52,15 +74,12 @@ class Writer:
         """
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._records: list[dict[str, Any]] = []
-        self._events = None
+        self._events: _Events | None = None
         if jax.process_index():
             return
         self._records = [record for record in read_records(self._path) if record["step"] <= step]
         if tensorboard:
-            from tensorboardX import SummaryWriter  # here: importing it takes a third of a second
-
-            # Its `flush` passes over what its thread has not taken yet, so the thread is told to do so itself.
-            self._events = SummaryWriter(os.fspath(workdir), purge_step=step + 1, flush_secs=1)
+            self._events = _Events(epath.Path(workdir), step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one record: `{"step": …, "train/loss": …, "seconds": …}`.
@@ -68,6 +87,9 @@ class Writer:
         Args:
           step: number of updates done.
           values: under flat names, `train/loss`.
+
+        Raises:
+          UserError: a file cannot be written.
         """
         if jax.process_index():
             return
@@ -77,8 +99,7 @@ class Writer:
         # Buckets do not append, so the file is written anew.
         write_text(self._path, "".join(to_json(record) + "\n" for record in self._records))
         if self._events:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(step, values)
 
     def latest(self, name: str) -> float:
         """Returns a value's last record, or 0."""
@@ -88,6 +109,62 @@ class Writer:
         """Closes the event file."""
         if self._events:
             self._events.close()
+
+
+class _Events:
+    """TensorBoard's event file, on the disk after each record.
+
+    tensorboardX's own writer leaves that to a thread. Where the disk is full the thread dies and the run waits for it
+    for good, and where the clock is set back it writes nothing until the old time has come again.
+    """
+
+    def __init__(self, workdir: epath.Path, purge_step: int):
+        """Begins a file; TensorBoard drops what older ones hold from `purge_step` on.
+
+        Args:
+          workdir: the run's directory.
+          purge_step: the first that is done again.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        # Here, since importing it takes a third of a second.
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        # TensorBoard reads files by their names, which hold the time: none comes before an older one, whatever the
+        # clock says.
+        times = [path.name.split(".")[3] for path in workdir.glob("events.out.tfevents.*")]
+        begun = max([int(time.time()), *(int(older) + 1 for older in times if older.isdigit())])
+        self._path = workdir / f"events.out.tfevents.{begun:010d}.{platform.node()}"
+        self._event, self._scalar = Event, summary.scalar
+        with _writing(self._path):
+            self._file = record_writer.RecordWriter(os.fspath(self._path))
+            self._append({"file_version": "brain.Event:2"})
+            self._append({"step": purge_step, "session_log": SessionLog(status=SessionLog.START)})
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends the values of a step.
+
+        Args:
+          step: number of updates done.
+          values: by their names.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        with _writing(self._path):
+            for name, value in values.items():
+                self._append({"step": step, "summary": self._scalar(name, value)})
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(Exception):  # all is written, or was said not to be
+            self._file.close()
+
+    def _append(self, fields: dict[str, Any]) -> None:
+        self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def environment() -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """Checkpoints on disks that fail: damaged ones are found out and set aside, full disks are named."""
 
+import gc
+import os
 import random
 import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +64,18 @@ def saved(tmp_path_factory):
 def workdir(saved, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+def test_saving_leaves_no_threads_and_no_files_open(tmp_path):
+    """A run of a few hundred checkpoints would come to the end of its file descriptors."""
+    counts = []
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in range(24):
+            checkpoints.save(make_state(step), {})
+            checkpoints.wait()
+            gc.collect()
+            counts.append((threading.active_count(), len(os.listdir("/dev/fd"))))
+    assert counts[-1] == counts[11]
 
 
 def damage(path, how, generator):

@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+import tqdm
 
 from cnn_research.training import progress
 from cnn_research.training.progress import Progress, describe
@@ -60,6 +61,20 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "saved\n" in terminal.getvalue()
     shown.close()
     assert terminal.getvalue().split("\r")[-1].strip() == ""
+
+
+def test_a_bar_goes_on_where_the_clock_is_set_back(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    now = types.SimpleNamespace(seconds=1e9)
+    monkeypatch.setattr(tqdm.std, "time", lambda: now.seconds)
+    shown = Progress(start=0, total=400)
+    now.seconds -= 7200
+    shown.update(200, VALUES)
+    bar = terminal.getvalue().split("\r")[-1]
+    assert "200/400" in bar
+    assert "[00:00<00:00, " in bar
+    shown.close()
 
 
 def test_other_processes_are_silent(monkeypatch, capsys):

@@ -2,27 +2,33 @@
 
 import json
 import math
+import resource
 import struct
 import sys
-import time
+import types
 
 import jax
 import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from cnn_research.errors import UserError
 from cnn_research.training import writers
 from cnn_research.training.writers import Writer, environment, read_records, to_json, write_text
 
 
 def events(workdir):
     """Reads TensorBoard's files, the oldest first: records of a length, its checksum, an event, its checksum."""
-    for path in sorted(workdir.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns):
-        content = path.read_bytes()
-        while content:
-            length = struct.unpack("<Q", content[:8])[0]
-            yield Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        yield from events_of(path)
+
+
+def events_of(path):
+    content = path.read_bytes()
+    while content:
+        length = struct.unpack("<Q", content[:8])[0]
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
 
 
 def scalars(workdir):
@@ -75,13 +81,49 @@ def test_files_are_whole_after_each_record(tmp_path):
     writer = Writer(tmp_path, 0)
     for step in range(1, 4):
         writer.write(step, {"loss": 0.5})
-        assert len(lines(tmp_path)) == step
-    # TensorBoard's file follows in the background.
-    deadline = time.monotonic() + 20
-    while len(scalars(tmp_path)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(scalars(tmp_path)) == 3
+        assert len(lines(tmp_path)) == len(scalars(tmp_path)) == step
     writer.close()
+
+
+def test_tensorboard_reads_in_order_whatever_the_clock_says(tmp_path, monkeypatch):
+    """It goes by the names of files, which hold the time."""
+    now = types.SimpleNamespace(time=lambda: 2e9)
+    monkeypatch.setattr(writers, "time", now)
+    write_steps(tmp_path, 0, 10, 20)
+    now.time = lambda: 1e9
+    write_steps(tmp_path, 10, 15)
+    write_steps(tmp_path, 15, 18)
+    names = sorted(path.name for path in tmp_path.glob("events.*"))
+    assert [int(name.split(".")[3]) for name in names] == [2_000_000_000, 2_000_000_001, 2_000_000_002]
+    starts = [
+        event.step
+        for name in names
+        for event in events_of(tmp_path / name)
+        if event.session_log.status == SessionLog.START
+    ]
+    assert starts == [1, 11, 16]
+
+
+@pytest.fixture
+def full_disk():
+    """Files of more than 4 kB cannot be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(("tensorboard", "full"), [(False, "metrics.jsonl"), (True, "events.out.tfevents")])
+def test_full_disk_is_named_and_what_was_written_stays(tmp_path, tensorboard, full):
+    writer = Writer(tmp_path, 0, tensorboard)
+    with pytest.raises(UserError, match=rf"^cannot write .*/{full}.*: File too large$"):
+        for step in range(1, 100):
+            writer.write(step, {"train/loss": step / 8, "train/accuracy": 0.5})
+    writer.close()
+    steps = [record["step"] for record in lines(tmp_path)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > 10
 
 
 def test_tensorboard_can_be_off(tmp_path):

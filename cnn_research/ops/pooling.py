@@ -21,6 +21,10 @@ Windows = tuple[tuple[int, ...], tuple[int, ...], tuple[Pair, ...]]
 # Up to this size of a window a CPU takes its places one by one; the time to compile grows with their number.
 LARGEST_UNROLLED = 16
 
+# Windows of so many places and fewer a CPU takes at once. The gradient of the sums costs as many additions for each
+# pixel, most of them of zeros where windows do not overlap: of 4x4 windows it takes 7 times as long as along the axes.
+MOST_AT_ONCE = 9
+
 
 def max_pool(
     x: Float[Array, "batch height width channels"],
@@ -174,6 +178,14 @@ class _Line(NamedTuple):
         starts = self.stride * np.arange(self.count(size), dtype=np.int32) - self.padding[0]
         return starts.reshape(-1, *(1,) * (3 - self.axis))
 
+    def seen(self, size: int, place: int) -> tuple[slice, int, int]:
+        """Returns which pixels all windows see at a place, and how many windows see padding before and after them."""
+        first, count = place - self.padding[0], self.count(size)
+        before = min(count, max(0, -(first // self.stride)))
+        inside = max(0, min(count, -(-(size - first) // self.stride)) - before)
+        start = max(0, first + before * self.stride)
+        return slice(start, start + inside * self.stride, self.stride), before, count - before - inside
+
 
 def _windows(
     shape: Sequence[int], window: int | Sequence[int], strides: int | Sequence[int], padding: Padding
@@ -204,23 +216,70 @@ def _reduced(
     along: Callable[[Array, _Line], Array],
     windows: Windows,
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Reduces each window: by `lax`, or on a CPU along one axis after the other.
+    """Reduces each window: by `lax`, or on a CPU all places of small windows at once, others along one axis, then the other.
 
-    There XLA loops over each window, value by value, and so it does for the gradient of a maximum. Along the axes its
-    3x3 windows with stride 2 are 5 to 19 times as fast with the gradient, and as fast as PyTorch's; forwards up to 8
-    times (`python -m experiments.benchmark --suite=pool` on two cores, AVX-512, jaxlib 0.10.2). The gradient of sums at
-    every pixel is twice as fast as such a loop, and so is left to it.
+    There XLA loops over each window, value by value, and so it does for the gradient of a maximum. At once, 3x3 windows
+    are 1.8 to 8 times as fast forwards, and sums with the gradient 3 to 27 times. The gradient of a maximum is taken
+    along the axes, which is 5 to 19 times as fast (`python -m experiments.benchmark --suite=pool` on two cores, AVX-512,
+    jaxlib 0.10.2). The gradient of large sums at every pixel is twice as fast as such a loop, and so is left to it.
     """
-    if max(windows[0]) > LARGEST_UNROLLED or (operation is lax.add and max(windows[1]) == 1):
+    at_once = math.prod(windows[0]) <= MOST_AT_ONCE
+    large = max(windows[0]) > LARGEST_UNROLLED or (operation is lax.add and max(windows[1]) == 1)
+    if large and not at_once:
         return lax.reduce_window(x, initial, operation, *windows)
-
-    def along_axes(x: Array) -> Array:
-        # The columns first: the first of equal rows, and in it the first of equal columns, is first in row-major order.
-        return reduce(along, reversed(_lines(windows)), x)
-
+    if not at_once:
+        on_cpu = partial(_along_axes, along=along, windows=windows)
+    elif operation is lax.max:
+        on_cpu = partial(_largest_at_once, windows=windows)
+    else:
+        on_cpu = partial(_at_once, initial=initial, operation=operation, windows=windows)
     return lax.platform_dependent(
-        x, cpu=along_axes, default=lambda x: lax.reduce_window(x, initial, operation, *windows)
+        x, cpu=on_cpu, default=lambda x: lax.reduce_window(x, initial, operation, *windows)
     )
+
+
+def _at_once(
+    x: Float[Array, "batch height width channels"],
+    initial: float,
+    operation: Callable[[Array, Array], Array],
+    windows: Windows,
+) -> Float[Array, "batch out_height out_width channels"]:
+    """Reduces each window in one loop over the output, which keeps no other array.
+
+    What is seen at each place is cut and padded on its own: XLA fuses that, while padded images would be stored first.
+    Arrays of more than 32 MB are new pages each time, and those of the images cost more than the maxima.
+    """
+    lines = _lines(windows)
+    taps = []
+    for places in np.ndindex(*(line.window for line in lines)):
+        (rows, above, below), (columns, left, right) = (
+            line.seen(x.shape[line.axis], place) for line, place in zip(lines, places, strict=True)
+        )
+        widths = ((0, 0, 0), (above, below, 0), (left, right, 0), (0, 0, 0))
+        taps.append(lax.pad(x[:, rows, columns], jnp.asarray(initial, x.dtype), widths))
+    return reduce(operation, taps)
+
+
+def _along_axes(
+    x: Float[Array, "batch height width channels"], along: Callable[[Array, _Line], Array], windows: Windows
+) -> Float[Array, "batch out_height out_width channels"]:
+    """Reduces each window along its rows, and then what they gave."""
+    # The columns first: the first of equal rows, and in it the first of equal columns, is first in row-major order.
+    return reduce(along, reversed(_lines(windows)), x)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest_at_once(
+    x: Float[Array, "batch height width channels"], windows: Windows
+) -> Float[Array, "batch out_height out_width channels"]:
+    """Returns the largest value of each window."""
+    return _at_once(x, -jnp.inf, lax.max, windows)
+
+
+@_largest_at_once.defjvp
+def _largest_at_once_jvp(windows: Windows, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Takes the way along the axes: at once, the places of 3x3 windows at every pixel take 3 times as long."""
+    return jax.jvp(partial(_along_axes, along=_largest, windows=windows), primals, tangents)
 
 
 def _taps(x: Num[Array, "..."], fill: float, line: _Line) -> list[Num[Array, "..."]]:

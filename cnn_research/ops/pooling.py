@@ -233,9 +233,7 @@ def _reduced(
         on_cpu = partial(_largest_at_once, windows=windows)
     else:
         on_cpu = partial(_at_once, initial=initial, operation=operation, windows=windows)
-    return lax.platform_dependent(
-        x, cpu=on_cpu, default=lambda x: lax.reduce_window(x, initial, operation, *windows)
-    )
+    return lax.platform_dependent(x, cpu=on_cpu, default=lambda x: lax.reduce_window(x, initial, operation, *windows))
 
 
 def _at_once(

@@ -148,11 +148,15 @@ def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
     """Returns a batch of noise, of the config's shape: a class for each image, or for each of its pixels."""
     random, size = np.random.default_rng(0), config.batch_size
     shape = (size, *config.data.image_size, config.data.channels)
-    batch = {"image": random.integers(256, size=shape, dtype=np.uint8), "example_mask": np.ones(size, bool)}
-    classes = partial(random.integers, config.model.num_classes)
-    if config.data.mask:
-        return batch | {"segmentation_mask": classes(size=(*shape[:3], 1), dtype=np.uint8)}
-    return batch | {"label": classes(size=size, dtype=np.int32)}
+    targets = {"segmentation_mask": (*shape[:3], 1)} if config.data.mask else {"label": (size,)}
+    return {
+        "image": random.integers(256, size=shape, dtype=np.uint8),
+        "example_mask": np.ones(size, bool),
+        **{
+            name: random.integers(config.model.num_classes, size=shape, dtype=np.int32)
+            for name, shape in targets.items()
+        },
+    }
 
 
 class Trainer:

@@ -68,8 +68,10 @@ def test_clock_that_jumps(training_command, start, check, tmp_path):
             process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
         assert process.returncode == (75 if number < 2 else 0), err
-        left = [sum(60**i * int(part) for i, part in enumerate(reversed(found.split(":"))))
-                for found in re.findall(r"left ([\d:]+)$", err, re.MULTILINE)]
+        left = [
+            sum(60**i * int(part) for i, part in enumerate(reversed(found.split(":"))))
+            for found in re.findall(r"left ([\d:]+)$", err, re.MULTILINE)
+        ]
         assert left
         assert max(left) < 600
         assert not re.search(r"-[\d,.]+ images/s|left -|left \?", err)

@@ -94,7 +94,7 @@ def test_slurms_script_has_no_line_of_ours(text, option):
     slurm = pytest.importorskip("submitit.slurm.slurm")
     job = make_job("h100:2x8", text)
     if not option or not option.isprintable():
-        with pytest.raises(UserError, match="^option partition "):
+        with pytest.raises(UserError, match=r"^option partition "):
             parse_options([f"partition={option}"], remote.OPTIONS["slurm"])
         return
     options = parse_options([f"partition={option}", f"account={option}"], remote.OPTIONS["slurm"])

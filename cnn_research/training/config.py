@@ -273,6 +273,12 @@ def complete(stored: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(_merged(_defaults(stored["task"], ConfigDict({**known, **model})).to_dict(), stored, ""))
 
 
+def unknown_fields(config: ConfigDict) -> list[str]:
+    """Returns the fields of a network's config that no part of the program asks for, but for the network's own."""
+    known = _defaults(config.task, config.model)
+    return sorted(flatten(config).keys() - flatten(known).keys())
+
+
 def _merged(defaults: Mapping[str, Any], stored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     merged = {**defaults, **stored}
     for name in defaults.keys() & stored.keys():

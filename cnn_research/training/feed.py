@@ -149,6 +149,7 @@ def make_feed(
     parallel: Jit,
     spec: ImageSpec | None = None,
     resident: dict[str, jax.Array] | None = None,
+    skipped: set[int] | None = None,
 ) -> Feed:
     """Returns the feed that `config.data` asks for.
 
@@ -164,6 +165,7 @@ def make_feed(
       parallel: how batches lie on the devices.
       spec: what images are brought to: `train_spec`, `eval_spec`, or `image_spec` unless given.
       resident: the `data` of another feed of the same split and spec, to be shared.
+      skipped: that of another feed of the same split, so that none is named again.
 
     Raises:
       UserError: the examples are not those that the task needs.
@@ -175,7 +177,7 @@ def make_feed(
             raise UserError(f"data set {source.name!r} has no feature {key!r}; it has {', '.join(source.features)}")
     if spec.proposals and source.name.split("/")[0] in embedded.NAMES:
         _search(source, spec.proposals)
-    feed = Feed(source, order, spec, parallel, resident or {}, data.workers)
+    feed = Feed(source, order, spec, parallel, resident or {}, data.workers, set() if skipped is None else skipped)
     if resident or not _is_resident(source, data, spec):
         return feed
     content: dict[str, Any] = batches.load_all(source, spec)

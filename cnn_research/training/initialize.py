@@ -38,6 +38,10 @@ def restore_run(
     config = configs.load(workdir)
     if config.model.name not in models.names():
         raise UserError(f"{workdir} holds a run of {config.model.name}, which is no network")
+    if unknown := configs.unknown_fields(config):
+        print(
+            f"{workdir}: fields of its config are not known here and do nothing: {', '.join(unknown)}", file=sys.stderr
+        )
     program = make_program(config)
     metric = f"{program.config.data.test}/{program.task.primary_metric}"
     with Checkpoints(workdir, metric=metric, read_only=True) as checkpoints:

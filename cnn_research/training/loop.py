@@ -122,8 +122,8 @@ def _begin(
     """Returns a run with its data and its state on the devices; what is the same as another's is shared with it."""
     config = program.config
     order = Shuffled(len(train_source), config.batch_size, config.seed)
-    shared = others[0].feed.data if others else None
-    feed = make_feed(train_source, order, config.data, parallel, train_spec(config), shared)
+    shared = (others[0].feed.data, others[0].feed.skipped) if others else ()
+    feed = make_feed(train_source, order, config.data, parallel, train_spec(config), *shared)
     evaluator = (
         others[0].evaluator
         if others

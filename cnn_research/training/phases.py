@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn_research.data.order import Sequential
-from cnn_research.data.sources import Source
 from cnn_research.tasks import PhasedTask
-from cnn_research.training.feed import eval_spec, make_feed
+from cnn_research.training.feed import Feed, eval_spec, make_feed
 from cnn_research.training.parallel import Jit
 from cnn_research.training.program import Program
 from cnn_research.training.state import TrainState
@@ -26,7 +25,7 @@ def phases_left(program: Program, step: int) -> tuple[str, ...]:
     return program.task.phases[max(0, step - program.total_steps) :] if isinstance(program.task, PhasedTask) else ()
 
 
-def fit_phase(program: Program, parallel: Jit, source: Source, state: TrainState, phase: str) -> TrainState:
+def fit_phase(program: Program, train_feed: Feed, state: TrainState, phase: str) -> TrainState:
     """Returns the state with the layer of a phase fitted, one step on.
 
     The devices share the images, each once and as evaluation sees them. All processes get all features, and so fit the
@@ -34,16 +33,15 @@ def fit_phase(program: Program, parallel: Jit, source: Source, state: TrainState
 
     Args:
       program: of the run.
-      parallel: how batches lie on the devices.
-      source: the training split.
+      train_feed: the steps' feed of the training split.
       state: after the steps and the phases before.
       phase: its name.
     """
     task: Any = program.task
     config = program.config
-    parallel = Jit(parallel.mesh)
+    parallel, source = Jit(train_feed.parallel.mesh), train_feed.source
     order = Sequential(len(source), config.batch_size)
-    feed = make_feed(source, order, config.data, parallel, eval_spec(config))
+    feed = make_feed(source, order, config.data, parallel, eval_spec(config), skipped=train_feed.skipped)
 
     def sample(variables: Any, batch: Any, data: Any) -> Any:
         return task.sample(program.model, variables, program.preprocessing.test(gather(batch, data)), phase)

@@ -147,7 +147,7 @@ class Run:
 
     def fit(self, state: TrainState, phase: str) -> TrainState:
         """Returns the state with the layer of a phase fitted."""
-        state = fit_phase(self.program, self.feed.parallel, self.feed.source, state, phase)
+        state = fit_phase(self.program, self.feed, state, phase)
         self.step = int(state.step)
         return state
 

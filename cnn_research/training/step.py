@@ -69,8 +69,9 @@ def gather(batch: Batch, data: Batch) -> Batch:
         return batch
     rest = {key: value for key, value in batch.items() if key != "index"}
     examples = {key: value.at[batch["index"]].get(mode="promise_in_bounds") for key, value in data.items()}
-    mask = rest["example_mask"] & examples.get("example_mask", True)
-    return examples | rest | {"example_mask": mask}
+    if "example_mask" in data:
+        rest["example_mask"] &= examples["example_mask"]
+    return examples | rest
 
 
 def step_rngs(rng: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, "2"]:

@@ -174,6 +174,9 @@ def test_the_table_shows_where_more_chips_stop_paying():
 def test_a_fault_ends_in_one_line():
     message = "v5e comes in no slice 3x3; there are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"
     assert run(CONFIG, "--topology=v5e:3x3") == (2, "", f"error: {message}\n")
+    code, out, err = run(CONFIG, "--topology=")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: --topology is missing; it is pods")
 
 
 def test_replicas_are_not_planned(digits_config):

@@ -93,6 +93,7 @@ def test_a_run_that_is_older_than_a_field_has_its_default(model):
         assert configs.complete({name: part for name, part in config.to_dict().items() if name != group}) == config
     config.data.colour = "blue"
     assert configs.from_json(configs.to_json(config)) == config
+    assert configs.unknown_fields(config) == ["data.colour"]
 
 
 def test_the_first_runs_mean_what_they_meant(config):

@@ -141,6 +141,20 @@ def test_a_run_that_is_older_than_fields_goes_on(whole, config, tmp_path):
     assert_equal(params(workdir), params(whole[0]))
 
 
+def test_fields_of_a_run_that_are_not_known_are_named(whole, tmp_path, capsys):
+    shutil.copytree(whole[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["data"]["colour"] = "blue"
+    path.write_text(json.dumps(stored))
+    assert_equal(params(tmp_path / "run"), params(whole[0]))
+    assert "fields of its config are not known here and do nothing: data.colour\n" in capsys.readouterr().err
+    stored["augmentation"]["hues"] = 0.1
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"augmentation\.hues is no field; did you mean 'hue'"):
+        params(tmp_path / "run")
+
+
 def test_resumed_on_other_devices(config, tmp_path):
     half = config.copy_and_resolve_references()
     train(config, tmp_path)

@@ -227,6 +227,9 @@ def test_gather_takes_the_examples_from_the_resident_split():
     assert batch["label"].tolist() == [7, 0, 0]
     assert batch["image"].tolist() == [[14, 15], [0, 1], [0, 1]]
     assert batch["example_mask"] is mask
+    there = data | {"example_mask": jnp.arange(10) != 7}  # as where the seventh could not be decoded
+    batch = gather({"index": jnp.array([7, 0, 0]), "example_mask": mask}, there)
+    assert batch["example_mask"].tolist() == [False, True, False]
 
 
 def test_gather_lets_a_streamed_batch_pass():

@@ -138,9 +138,11 @@ def _convolve_by_kernel(x: Array, kernel: Array, window: Window) -> Array:
 
     def on_cpu(x: Array, kernel: Array) -> Array:
         if window.groups == 1 and forms.output_grows(kernel.shape, window):
-            return forms.of_patches(x, kernel, window)
+            return forms.of_patches_by_kernel(x, kernel, window)
+        if window.groups > 1 and kernel.shape[2] == 1:
+            return forms.depthwise_by_kernel(x, kernel, window)
         if window.groups > 1 and window.strides == (1, 1):
-            return forms.grouped(x, kernel, window)  # depthwise too: 3.6 times as fast as the sums of its products
+            return forms.grouped(x, kernel, window)
         if forms.on_cpu(x.shape, kernel.shape, window) is forms.pointwise:
             return forms.pointwise_by_kernel(forms.stored(x), kernel, window)
         return _convolve(forms.stored(x), kernel, window)

@@ -7,6 +7,8 @@ times, measured in turns on two cores (AVX-512, jaxlib 0.10.2) by `python -m exp
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +155,47 @@ def depthwise(
     return sum(products[1:], products[0]).astype(x.dtype)
 
 
+def depthwise_by_kernel(
+    x: Float[Array, "batch height width groups"],
+    kernel: Float[Array, "kernel_height kernel_width 1 features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Convolves each channel so that the transpose by the kernel, its gradient, is fast; in float32 at least.
+
+    That is a sum of products over all pixels for each tap, which XLA's CPU compiler vectorizes where it is a chain of
+    additions of columns, each [height, channels]. So the kernel is spread over as many rows, and multiplies one column
+    after the other. For 3x3 kernels, 128 channels, [16, 28, 28], the gradient is 7 times as fast as that of `grouped`.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    size = kernel.shape[:2]
+    height, width = map(output_size, x.shape[1:3], size, window.strides, window.widths, window.dilation)
+    # The time to compile grows with the number of products: no more than of 3x3 taps with 32 columns each.
+    columns = -(-width // min(32, max(1, 288 // math.prod(size))))
+    taps = kernel.astype(wide).reshape(-1, 1, 1, kernel.shape[-1])
+    taps = jnp.broadcast_to(taps, (len(taps), height, columns, kernel.shape[-1]))
+
+    def convolve(x: Array, taps: Sequence[Array]) -> Array:
+        images = jnp.repeat(x.astype(wide), kernel.shape[-1] // window.groups, -1)
+        y = jnp.zeros((), wide)
+        for seen, tap in zip(_seen(images, size, window), taps, strict=True):
+            parts = (seen[:, :, start : start + columns] for start in range(0, width, columns))
+            y += jnp.concatenate([part * tap[:, : part.shape[2]] for part in parts], 2)
+        return y.astype(x.dtype)
+
+    return _image_by_image(convolve, x, tuple(taps))
+
+
+def _image_by_image(
+    convolve: Callable[[Array, Any], Array], x: Float[Array, "batch height width channels"], kernel: Any
+) -> Float[Array, "batch out_height out_width features"]:
+    """Convolves one image after the other, so that what is made of it stays in the cache.
+
+    It is made again for the gradient of the kernel, or JAX would store it for all images.
+    """
+    alone = jax.checkpoint(lambda image, kernel: convolve(image[None], kernel)[0], prevent_cse=False)
+    return lax.map(lambda image: alone(image, kernel), x)
+
+
 def grouped(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
@@ -194,6 +237,20 @@ def of_patches(
     """
     patches = jnp.concatenate([*_seen(x, kernel.shape[:2], window)], -1)
     return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def of_patches_by_kernel(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Multiplies the patches of one image after the other: the gradient of the kernel is 1.7 times as fast.
+
+    All images' patches fill 14 MB and more, for 2x2 taps and 64 channels, [16, 28, 28]. Small images are multiplied
+    together, since it takes some hundreds of pixels to make a product fast.
+    """
+    form = partial(of_patches, window=window)
+    return _image_by_image(form, x, kernel) if math.prod(x.shape[1:3]) >= 512 else form(x, kernel)
 
 
 def _seen(
@@ -273,18 +330,22 @@ def by_phases(
     """Transposes a convolution, of dilation 1, by one without a stride whose features are the pixels between stamps.
 
     XLA's CPU compiler multiplies by the zeros between pixels, and leaves the gradient of the kernel to plain loops: for
-    a 2x2 kernel, stride 2, 64 channels in and out, [16, 28, 28], this gradient is 12 times as fast.
+    a 2x2 kernel, stride 2, 64 channels in and out, [16, 28, 28], this gradient is 20 times as fast.
     """
     (height, width, inputs, features), (down, right), groups = kernel.shape, window.strides, window.groups
     taps = -(-height // down), -(-width // right)
     # Tap s·q + r of a stamp falls into phase r of the pixel that lies q further on.
     kernel = jnp.pad(kernel, ((0, taps[0] * down - height), (0, taps[1] * right - width), (0, 0), (0, 0)))
-    kernel = kernel.reshape(taps[0], down, taps[1], right, inputs, groups, features // groups)
-    kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 4, 5, 1, 3, 6).reshape(*taps, inputs, -1)
-    y = convolve(x, kernel, Window(widths=((taps[0] - 1,) * 2, (taps[1] - 1,) * 2), groups=groups))
-
-    batch, rows, columns, _ = y.shape
-    y = y.reshape(batch, rows, columns, groups, down, right, features // groups).transpose(0, 1, 4, 2, 5, 3, 6)
+    batch, rows, columns, _ = x.shape
+    if taps == (1, 1) and groups == 1:  # each row of a stamp lies in one piece, and is not put together pixel by pixel
+        by_rows = kernel.transpose(0, 2, 1, 3).reshape(down, 1, 1, inputs, right * features)
+        y = jnp.stack([convolve(x, row, Window()) for row in by_rows], 2)
+    else:
+        kernel = kernel.reshape(taps[0], down, taps[1], right, inputs, groups, features // groups)
+        kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 4, 5, 1, 3, 6).reshape(*taps, inputs, -1)
+        y = convolve(x, kernel, Window(widths=((taps[0] - 1,) * 2, (taps[1] - 1,) * 2), groups=groups))
+        rows, columns = y.shape[1:3]
+        y = y.reshape(batch, rows, columns, groups, down, right, features // groups).transpose(0, 1, 4, 2, 5, 3, 6)
     y = y.reshape(batch, rows * down, columns * right, features)
     y = jnp.pad(y, ((0, 0), *((0, more) for more in window.output_padding), (0, 0)))
     sizes = map(

@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 DEMO := runs/digits_lenet5
 
-.PHONY: help install demo test test-slow docs lint format clean
+.PHONY: help install demo test test-slow soak docs lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,9 @@ test: .venv/installed  ## run the tests
 
 test-slow: .venv/installed-torch  ## run the long tests too, those against PyTorch among them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: .venv/installed  ## train for long, on disks that are full or gone and with clocks that jump
+	$(BIN)/python -m pytest tests/soak
 
 .venv/installed-docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[docs]"

@@ -117,9 +117,13 @@ def full_disk():
 @pytest.mark.parametrize(("tensorboard", "full"), [(False, "metrics.jsonl"), (True, "events.out.tfevents")])
 def test_full_disk_is_named_and_what_was_written_stays(tmp_path, tensorboard, full):
     writer = Writer(tmp_path, 0, tensorboard)
-    with pytest.raises(UserError, match=rf"^cannot write .*/{full}.*: File too large$"):
+
+    def write_on():
         for step in range(1, 100):
             writer.write(step, {"train/loss": step / 8, "train/accuracy": 0.5})
+
+    with pytest.raises(UserError, match=rf"^cannot write .*/{full}.*: File too large$"):
+        write_on()
     writer.close()
     steps = [record["step"] for record in lines(tmp_path)]
     assert steps == list(range(1, len(steps) + 1))

@@ -12,7 +12,7 @@ def made(boxes, masks, **columns):
 
 
 def test_masks_are_scored_at_the_size_of_the_image():
-    """Cells as large as pixels: of two objects one is found, half of the other, and one more that counts neither way."""
+    """Cells as large as pixels: of two objects one is found and half of the other, and a third counts neither way."""
     boxes = [[1, 2, 5, 8], [6, 3, 10, 9], [1, 9, 5, 15]]
     cells = np.full((3, 4, 6), 0.6, np.float32)
     cells[0, 0], cells[1, :2] = 0.4, 0.4  # a row, and two that are not in the masks
@@ -22,7 +22,7 @@ def test_masks_are_scored_at_the_size_of_the_image():
     task = InstanceSegmentation()
     measured = [task.record(made(boxes, cells, scores=np.array([0.8, 0.7, 0.9])), truth)]
     values = task.summarize(measured)
-    # Precision is 1 up to both objects at an IoU of 0.5, and up to the first, 51 of the 101 recalls, above.
+    # At an IoU of 0.5 precision is 1 at all of the 101 recalls, above at those of the first object, 51.
     assert values["mask_ap50"] == pytest.approx(1)
     assert values["mask_ap75"] == pytest.approx(51 / 101)
     assert values["mask_ap"] == values["mask_ap_small"] == pytest.approx((1 + 9 * 51 / 101) / 10)

@@ -70,7 +70,7 @@ def _checked(kernel: int, stride: int, padding: int | Pair, dilation: int) -> Pa
     return before, after
 
 
-def _steps(size: int, kernel: int, stride: int = 1, padding: int | Pair = 0, dilation: int = 1) -> Pair:
+def _steps(size: int, kernel: int, stride: int, padding: int | Pair = 0, dilation: int = 1) -> Pair:
     """Returns how many steps a window makes, fewer than 0 if it does not fit, and how many values then remain."""
     before, after = _checked(kernel, stride, padding, dilation)
     return divmod(before + size + after - dilation * (kernel - 1) - 1, stride)

@@ -56,6 +56,8 @@ def test_best_threshold_is_found():
     probabilities[2, 3] = 0.45  # a weak place of the membrane
     score, threshold = best_rand_f_score([TWO], [probabilities], thresholds=(0.3, 0.6, 0.95))
     assert (score, threshold) == (1, 0.6)
+    with pytest.raises(ValueError, match="shorter"):
+        best_rand_f_score([TWO, GAP], [probabilities])
 
 
 def test_warping_forgives_bending_and_counts_gaps():

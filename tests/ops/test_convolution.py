@@ -82,6 +82,7 @@ def test_same_is_symmetric_at_stride_two():
         ({"padding": "smae"}, "did you mean 'same'"),
         ({"padding_mode": "mirror"}, "padding mode 'mirror' is not known"),
         ({"dilation": 4}, "window of 9 does not fit an input of 5"),
+        ({"groups": 0}, "must divide both the 4 channels and the 2 features"),
         ({"groups": 3}, "must divide both the 4 channels and the 2 features"),
         ({"groups": 2}, "takes 8 channels; the images have 4"),
     ],
@@ -158,6 +159,13 @@ def test_forms_for_a_cpu_equal_the_plain_one(form, channels, kernel_shape, strid
     assert {each.dtype for each in ours} == {jnp.dtype(dtype)}
     wide = (each.astype("float32") for each in (x, kernel, cotangent))
     assert_close(ours, with_gradients(plain, *wide), tolerance)
+
+
+@pytest.mark.parametrize(("groups", "channels", "convolutions"), [(4, 16, 4), (4, 8, 2), (6, 3, 1)])
+def test_groups_are_put_together_until_they_have_16_channels(groups, channels, convolutions):
+    shapes = (1, 8, 8, groups * channels), (3, 3, channels, groups * channels)
+    grouped = jax.make_jaxpr(partial(forms.grouped, window=Window(groups=groups)))(*map(jnp.zeros, shapes))
+    assert str(grouped).count("conv_general_dilated[") == convolutions
 
 
 @pytest.mark.parametrize(("images", "side"), [(9, 64), (11, 56)])

@@ -59,6 +59,11 @@ def test_gradients_add_up_where_values_repeat():
     assert gradient.tolist() == [2, 1, 2]  # the first and the last value appear twice
 
 
+def test_one_value_has_no_mirror_image():
+    with pytest.raises(UserError, match="at most 0"):
+        pad(jnp.ones(1), 1, "reflect")
+
+
 @pytest.mark.parametrize(
     ("widths", "mode", "message"),
     [

@@ -54,7 +54,18 @@ def test_both_metrics_get_boxes_as_they_define_them(inclusive):
     assert values["examples"] == 12
     assert values["objects"] == sum((~each["ignored"]).sum() for each in truth)
     assert all(np.isfinite(value) for value in values.values())
-    assert task.of_voc([task.record(*pair) for pair in pairs])["per_class"].keys() == {0, 1}
+    assert task.primary_metric in values
+
+
+def test_scores_of_each_class():
+    pairs, task = make_records(), AveragePrecision()
+    measured = [task.record(*pair) for pair in pairs]
+    labels = np.concatenate([truth["classes"][~truth["ignored"]] for _, truth in pairs])
+    voc, coco = (scores["per_class"] for scores in (task.of_voc(measured), task.of_coco(measured)))
+    expected = {
+        label: {"AP50": voc[label], "AP by COCO": coco[label], "objects": (labels == label).sum()} for label in (0, 1)
+    }
+    assert task.by_class(measured) == expected
 
 
 def test_measure_leaves_out_what_is_no_detection():

@@ -154,6 +154,7 @@ def test_predictions_stay_in_the_image_and_a_nan_is_none():
     [
         ({"criterion": "iou"}, "loss.criterion='iou' is unknown; did you mean 'giou'"),
         ({"box_weight": -1.0}, "loss.box_weight=-1.0"),
+        ({"box_weight": float("inf")}, "loss.box_weight=inf"),
         ({"beta": 0.0}, "loss.beta=0.0"),
     ],
 )

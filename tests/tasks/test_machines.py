@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
@@ -34,6 +36,29 @@ def test_mining_gives_the_machines_of_all_examples():
         assert ((ours > 0) == (theirs > 0)).mean() > 0.995
     assert layer["bias"][2] == machines.NEVER  # it has no positives
     assert not layer["kernel"][:, 2].any()
+
+
+def test_the_bias_is_the_weight_of_a_feature_of_10():
+    """It is in the margin's width, as in R-CNN's code; and a positive counts twice."""
+    rng = np.random.default_rng(0)
+    signs = rng.choice([1, -1], 60)
+    features = rng.normal(3 + 0.5 * signs[:, None], 1, (60, 2)).astype(np.float32)
+    machine = machines.Machine(2, cost=0.01)
+    machine.see(features, signs)
+    machine.fit()
+    wide = np.concatenate([features, np.full((60, 1), 10)], axis=1)
+    twice = np.where(signs > 0, 2, 1)
+    reference = LinearSVC(C=0.01, loss="hinge", fit_intercept=False, max_iter=100_000).fit(wide, signs, twice)
+    *weights, bias = reference.coef_[0] * [1, 1, 10]
+    np.testing.assert_allclose([*machine.weights, machine.bias], [*weights, bias], rtol=1e-3, atol=1e-4)
+
+
+def test_a_machine_does_not_warn_that_it_is_not_at_its_end():
+    rng = np.random.default_rng(0)
+    machine = machines.Machine(2, cost=100.0)
+    machine.see(100 * rng.normal(size=(400, 2)).astype(np.float32), rng.choice([1, -1], 400))
+    with warnings.catch_warnings(action="error"):
+        machine.fit()
 
 
 def test_few_negatives_are_kept(monkeypatch):

@@ -131,6 +131,7 @@ def test_scores_are_the_softmaxs_until_machines_are_fitted(batch, network):
     for box in before["boxes"][0][before["valid"][0]]:  # no box has moved
         assert np.abs(np.asarray(regions) - box).max(axis=1).min() < 1e-5
     assert (after["scores"] < 0).any()
+    assert ((after["boxes"] >= 0) & (after["boxes"] <= 1)).all()
     for row in range(2):
         found = [tuple(np.asarray(after[name][row])[np.asarray(after["valid"][row])]) for name in ("boxes", "classes")]
         for i, (box, label) in enumerate(zip(*found, strict=True)):

@@ -6,6 +6,8 @@ import pytest
 
 from cnn_research import models, tasks
 from cnn_research.errors import UserError
+from cnn_research.tasks.region_detection import region_metrics
+from cnn_research.tasks.region_loss import Drawn, Truth
 
 TINY = dict(
     body="resnet20_cifar",
@@ -137,6 +139,33 @@ def test_given_regions():
     assert aux["batch_stats"].keys() == variables["batch_stats"].keys()
     found = jax.jit(lambda batch: task.predict(module, variables, batch))(batch)
     assert (found["valid"].sum(axis=1) <= 6).all()  # the two are the same, and there are three classes
+
+
+def test_metrics_of_regions_by_hand():
+    """Of two objects the first is covered; of two regions the first has its class; the third of each is none."""
+    boxes = np.array([[[0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 10, 10]]], np.float32)
+    there = np.array([[True, True, False]])
+    regions = np.array([[[0, 0, 10, 5], [20, 20, 30, 24]]], np.float32)  # IoU 0.5 and 0.4
+    drawn = Drawn(boxes, np.array([[1, 0, 2]]), np.zeros((1, 3), int), boxes, there)
+    logits = np.eye(3, dtype=np.float32)[np.array([[1, 2, 2]])]
+    metrics = jax.jit(region_metrics)(logits, drawn, regions, Truth(boxes, np.zeros((1, 3), int), there))
+    assert metrics == {"region_accuracy": (1, 2), "proposal_recall": (1, 2)}
+
+
+def test_training_returns_new_batch_statistics():
+    task, module = tasks.create("region_detection"), models.create("faster_rcnn", **TINY | dict(norm="batch"))
+
+    def statistics(batch):
+        variables = module.init(jax.random.key(0), batch["image"], train=False)
+        _, aux = task.loss(module, variables, batch, jax.random.key(0), train=True)
+        return variables["batch_stats"], aux["batch_stats"]
+
+    before, after = jax.eval_shape(statistics, random_batch(2))
+    assert before == after
+
+
+def test_fields_at_their_limits_are_taken():
+    tasks.create("region_detection", foreground=1.0, positives=0.0, background=(0.0, 1.0), regions_drawn=1)
 
 
 @pytest.mark.parametrize(

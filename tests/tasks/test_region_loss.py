@@ -1,5 +1,6 @@
 """Targets, losses and detections of region networks, by hand and against loops."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -9,9 +10,11 @@ import pytest
 
 from cnn_research.ops.boxes import iou
 from cnn_research.tasks import region_loss as losses
-from cnn_research.tasks.region_loss import BOX_WEIGHTS, Drawn, Truth
+from cnn_research.tasks.region_detection import RegionDetection
+from cnn_research.tasks.region_loss import Drawn, Truth
 
 KEY = jax.random.key(0)
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of Fast R-CNN's code
 
 
 def random_boxes(rng, *shape, side=40.0, smallest=4.0):
@@ -81,6 +84,26 @@ def test_anchor_loss_is_that_of_loops():
             assert total == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("function", "fields"),
+    [
+        (losses.anchor_loss, {"anchor_foreground": 0.7, "anchor_background": 0.3, "anchor_positives": 0.5}),
+        (losses.anchor_loss, {"anchors_drawn": 256, "anchor_beta": 1 / 9}),
+        (losses.draw_regions, {"foreground": 0.5, "background": (0.0, 0.5), "positives": 0.25, "regions_drawn": 128}),
+        (losses.region_loss, {"beta": 1.0}),
+        (losses.detect, {"score_threshold": 0.05, "nms_threshold": 0.5, "max_detections": 100}),
+    ],
+)
+def test_functions_and_the_task_have_the_same_defaults(function, fields):
+    task, theirs = RegionDetection(), inspect.signature(function).parameters
+    names = {"positives": "positive_fraction", "nms_threshold": "iou_threshold"}
+    names |= dict.fromkeys(("anchors_drawn", "regions_drawn", "max_detections"), "count")
+    for field, value in fields.items():
+        assert getattr(task, field) == value
+        short = field.removeprefix("anchor_")
+        assert theirs[names.get(short, short)].default == value
+
+
 def test_anchor_loss_draws_some():
     """One object's anchor, and of the background those that are left."""
     anchors = np.concatenate([[[0, 0, 10, 10]], random_boxes(np.random.default_rng(0), 50) + 100]).astype(np.float32)
@@ -134,6 +157,7 @@ def test_regions_are_drawn_as_loops_say():
         assert (labels > 0).sum() == min(2, objects)
         assert (labels[: min(2, objects)] > 0).all()
         assert few.valid[image].sum() == min(8, min(2, objects) + len(expected) - objects)
+        assert not drawn.boxes[image][~drawn.valid[image]].any()
 
 
 def test_region_loss_by_hand():
@@ -226,6 +250,7 @@ def test_detections_are_those_of_loops():
             np.testing.assert_allclose(found.scores[image, :number], scores, rtol=1e-4)
             np.testing.assert_allclose(found.boxes[image, :number], corners, atol=1e-3)
             np.testing.assert_array_equal(found.labels[image, :number], labels)
+            assert not found.boxes[image, number:].any()
 
 
 def test_a_detections_mask_is_its_classs():

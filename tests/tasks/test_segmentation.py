@@ -116,8 +116,8 @@ def test_pixels_are_weighed_by_class_and_by_the_objects_around():
 
 
 def test_border_weights_are_the_papers():
-    """Between two cells that touch but for one pixel d1 = d2 = 1."""
-    found = border_weights(jnp.array([2.0, 10.0, jnp.inf], jnp.float16), 10.0, 5.0)
+    """Between two cells that touch but for one pixel d1 = d2 = 1; by default σ is 5 pixels."""
+    found = border_weights(jnp.array([2.0, 10.0, jnp.inf], jnp.float16), 10.0, Segmentation().border_sigma)
     np.testing.assert_allclose(found, [10 * np.exp(-4 / 50), 10 * np.exp(-2), 0], rtol=1e-6)
 
 
@@ -245,6 +245,10 @@ def test_a_split_without_a_known_pixel_is_refused():
 def test_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         tasks.create("segmentation", **fields)
+
+
+def test_fields_at_their_limits_are_taken():
+    tasks.create("segmentation", class_weights=(0.0,), border_sigma=0.1, gamma=1.0)
 
 
 def test_every_class_needs_its_weight():

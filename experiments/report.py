@@ -27,9 +27,9 @@ def main() -> None:
     workdir = epath.Path(_WORKDIR.value).expanduser()
     out = epath.Path(_OUT.value or workdir / "report")
     if (workdir / "sweep.json").exists():
-        from experiments import sweep_page
+        from experiments.sweeps import page
 
-        path = sweep_page.write(workdir, out, _METRIC.value)
+        path = page.write(workdir, out, _METRIC.value)
     else:
         # Not at the top: matplotlib takes half a second, and faults of the flags come first.
         from cnn_research.analysis import report

@@ -34,10 +34,11 @@ from cnn_research import tasks
 from cnn_research.errors import UserError, nearest
 from cnn_research.training.signals import stop_requests
 from cnn_research.training.writers import write_text
-from experiments import command_line, sweep_remote, sweep_report
-from experiments.arms import Arm, make_arms
-from experiments.executors import EXECUTORS, Executor, Outcome
-from experiments.sweep_results import pick
+from experiments import command_line
+from experiments.sweeps import report, submit
+from experiments.sweeps.arms import Arm, make_arms
+from experiments.sweeps.executors import EXECUTORS, Executor, Outcome
+from experiments.sweeps.results import pick
 from launch import remote
 from launch.job import parse_options
 from launch.topologies import parse
@@ -99,7 +100,7 @@ def run_sweep(
                 told = _tell(outcome, status[outcome.arm.name], workdir, metric)
                 told += "" if requests else f"  left {tqdm.format_interval(left)}"
                 _say(f"[{len(arms) - len(waiting) + len(codes)}/{len(arms)}] {told}")
-        text, summary = sweep_report.write(workdir, metric)
+        text, summary = report.write(workdir, metric)
     print(f"\n{text}", flush=True)
     if requests:
         name = signal.Signals(requests[0]).name
@@ -166,7 +167,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # accelerators are for the arms
     command_line.require("workdir")
     if _REPORT.value:
-        text, summary = sweep_report.write(_WORKDIR.value, _METRIC.value)
+        text, summary = report.write(_WORKDIR.value, _METRIC.value)
         print(f"{text}\n{json.dumps(summary)}")
         return
     command_line.require("config", "sweep")
@@ -187,12 +188,12 @@ def main() -> None:
     if elsewhere:
         command_line.require("topology")
         options = parse_options(_OPTION.value, remote.OPTIONS[_EXECUTOR.value])
-        target = sweep_remote.Target(_EXECUTOR.value, parse(_TOPOLOGY.value), options, _SPOT.value)
+        target = submit.Target(_EXECUTOR.value, parse(_TOPOLOGY.value), options, _SPOT.value)
         directory = epath.Path(_WORKDIR.value).expanduser()
         if _DRY_RUN.value:
-            print(sweep_remote.preview(arms, directory, target))
+            print(submit.preview(arms, directory, target))
             return
-        print(json.dumps(sweep_remote.send_sweep(arms, directory, target, _JOBS.value, metric, description)))
+        print(json.dumps(submit.send_sweep(arms, directory, target, _JOBS.value, metric, description)))
         return
     workdir = Path(_WORKDIR.value).expanduser()
     summary, code = run_sweep(arms, workdir, EXECUTORS[_EXECUTOR.value], _JOBS.value, metric, **description)

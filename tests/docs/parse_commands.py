@@ -10,7 +10,7 @@ import sys
 from absl import flags
 
 from cnn_research import models
-from experiments import arms
+from experiments.sweeps import arms
 from launch import submit
 
 LOCAL = {"--processes", "--devices", "--grace", "--"}

@@ -9,7 +9,7 @@ import pytest
 from cnn_research import models, training
 from cnn_research.errors import UserError
 from experiments import command_line
-from experiments.arms import make_arms
+from experiments.sweeps.arms import make_arms
 
 SMALL = ("cifar10", "digits", "fashion_mnist", "mnist")  # images that a LeNet takes
 DENSE = ("camvid", "cityscapes", "isbi2012", "pets", "shapes_segmentation", "voc_segmentation")  # of segmentation

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cnn_research.errors import UserError
-from experiments import executors, sweep
-from experiments.arms import make_arms
+from experiments import sweep
+from experiments.sweeps import executors
+from experiments.sweeps.arms import make_arms
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = "experiments/configs/digits.py"

@@ -16,7 +16,7 @@ import pytest
 
 from cnn_research import analysis, training
 from cnn_research.training.writers import read_records
-from experiments import arms
+from experiments.sweeps import arms
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = "experiments/configs/digits.py:lenet5_modern"

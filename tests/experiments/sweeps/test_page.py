@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from cnn_research.errors import UserError
-from experiments import sweep_page
-from experiments.sweep_page import sweep_page as make_page
-from experiments.sweep_results import Run, difference, group
+from experiments.sweeps import page
+from experiments.sweeps.page import sweep_page as make_page
+from experiments.sweeps.results import Run, difference, group
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 METRIC = "test/accuracy"
 EVIL = "<script>alert(1)</script>"
 
@@ -75,7 +75,7 @@ def test_differences_are_from_each_setting(runs):
 
 def test_the_script_knows_a_sweep(runs, tmp_path):
     with pytest.raises(UserError, match="holds no sweep"):
-        sweep_page.write(tmp_path, tmp_path / "report")
+        page.write(tmp_path, tmp_path / "report")
     arms = [{"name": run.name, "fields": run.fields, "status": run.status} for run in runs[:6]]
     (tmp_path / "sweep.json").write_text(json.dumps({"metric": METRIC, "arms": arms}))
     for run in runs[:6]:

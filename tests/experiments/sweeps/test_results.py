@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments.sweep_results import Run, best, group, is_better_low, pick, read_run
+from experiments.sweeps.results import Run, best, group, is_better_low, pick, read_run
 
 METRIC = "test/accuracy"
 

@@ -14,9 +14,9 @@ from cnn_research.analysis.report.numbers import duration, is_share, magnitude, 
 from cnn_research.analysis.report.page import Section, page
 from cnn_research.analysis.report.picker import Panel, picker
 from cnn_research.training.writers import write_text
-from experiments.arms import short_names
-from experiments.sweep_report import SETTLED, read_sweep
-from experiments.sweep_results import NOTHING, Difference, Group, best, difference, group
+from experiments.sweeps.arms import short_names
+from experiments.sweeps.report import SETTLED, read_sweep
+from experiments.sweeps.results import NOTHING, Difference, Group, best, difference, group
 
 REFERENCES = 12  # settings at most that the others may be compared with
 DIGITS = 2  # of per cent, after the point

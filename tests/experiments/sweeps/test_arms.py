@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from cnn_research.errors import UserError
 from cnn_research.training import config as configs
-from experiments import arms, command_line
-from experiments.arms import make_arms, parse_grid, resolve, short_names
+from experiments import command_line
+from experiments.sweeps import arms
+from experiments.sweeps.arms import make_arms, parse_grid, resolve, short_names
 
 DIGITS = "experiments/configs/digits.py"
 

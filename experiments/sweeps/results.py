@@ -11,7 +11,7 @@ import scipy.stats
 from etils import epath
 
 from cnn_research.training.writers import read_records
-from experiments.arms import short_names
+from experiments.sweeps.arms import short_names
 
 SEED = "seed"
 NOTHING = "-"

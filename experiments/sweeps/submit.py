@@ -10,7 +10,7 @@ from etils import epath
 
 from cnn_research.errors import UserError
 from cnn_research.training.writers import write_text
-from experiments.arms import Arm, flag_arguments
+from experiments.sweeps.arms import Arm, flag_arguments
 from launch import remote
 from launch.job import Job, make_name
 from launch.topologies import Topology

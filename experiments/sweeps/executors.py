@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from cnn_research.training import config as configs
 from cnn_research.training import together
 from experiments import command_line
-from experiments.arms import Arm, flag_arguments
+from experiments.sweeps.arms import Arm, flag_arguments
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -208,7 +208,7 @@ def run_together(arms: Sequence[Arm], workdir: Path, jobs: int, requests: list[i
         ]
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "runs.json").write_text(json.dumps(runs, indent=2) + "\n")
-        return [sys.executable, "-m", "experiments.train_together", f"--runs={directory / 'runs.json'}"]
+        return [sys.executable, "-m", "experiments.sweeps.train_together", f"--runs={directory / 'runs.json'}"]
 
     for outcome in run_locally(group(arms, jobs), workdir, 1, requests, command):
         log = workdir / outcome.arm.name / "log.txt"

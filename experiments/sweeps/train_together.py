@@ -1,6 +1,6 @@
 """Trains several runs that differ in seeds or scalars as one compiled program, each as `experiments.train` would.
 
-python -m experiments.train_together --runs=FILE
+python -m experiments.sweeps.train_together --runs=FILE
 
 FILE holds a list in JSON, `{"config": "RECIPE.py:argument", "overrides": {field: text}, "workdir": …}` for each run;
 `experiments.sweep --executor=vmap` writes it. The last line of stdout is one JSON object: the result by directory, or
@@ -16,7 +16,7 @@ from absl import flags
 from cnn_research import training
 from cnn_research.errors import UserError
 from experiments import command_line
-from experiments.arms import resolve
+from experiments.sweeps.arms import resolve
 
 _RUNS = flags.DEFINE_string("runs", "", "a file of runs, in JSON")
 

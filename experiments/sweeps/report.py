@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from cnn_research.analysis.figures import DPI, LINES, dress_curves
 from cnn_research.errors import UserError, nearest
 from cnn_research.training.writers import write_text
-from experiments.arms import short_names
 from experiments.markdown import markdown_table
-from experiments.sweep_results import NOTHING, Group, Run, best, difference, group, pick, read_run
+from experiments.sweeps.arms import short_names
+from experiments.sweeps.results import NOTHING, Group, Run, best, difference, group, pick, read_run
 
 SETTLED = 0.2  # share of the training after which curves are shown in full height
 

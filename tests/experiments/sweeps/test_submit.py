@@ -10,8 +10,8 @@ import yaml
 from etils import epath
 
 from cnn_research.errors import UserError
-from experiments import sweep_remote
-from experiments.arms import make_arms
+from experiments.sweeps import submit
+from experiments.sweeps.arms import make_arms
 from launch.topologies import parse
 
 DIGITS = "experiments/configs/digits.py"
@@ -58,9 +58,9 @@ def bucket(tmp_path, monkeypatch):
 
 
 def send(workdir, on, seeds):
-    target = sweep_remote.Target(on, parse("v5e:2x2"), {"image": "a/b"} if on == "gke" else {}, spot=True)
+    target = submit.Target(on, parse("v5e:2x2"), {"image": "a/b"} if on == "gke" else {}, spot=True)
     arms = make_arms(DIGITS, f"seed={seeds}", {"duration": "5"})
-    summary = sweep_remote.send_sweep(arms, workdir, target, 0, METRIC, {"sweep": "seeds"})
+    summary = submit.send_sweep(arms, workdir, target, 0, METRIC, {"sweep": "seeds"})
     return summary, json.loads((workdir / "sweep.json").read_text())["arms"]
 
 

@@ -7,9 +7,9 @@ import pytest
 import scipy.stats
 
 from cnn_research.errors import UserError
-from experiments import sweep_report
-from experiments.sweep_report import draw_curves, table_csv, table_text
-from experiments.sweep_results import Run, difference, group
+from experiments.sweeps import report
+from experiments.sweeps.report import draw_curves, table_csv, table_text
+from experiments.sweeps.results import Run, difference, group
 
 METRIC = "test/accuracy"
 
@@ -139,7 +139,7 @@ def test_many_groups_have_many_colours():
 def test_write(tmp_path, runs):
     failed = make_run("failed", {"model.norm": "group", "seed": 0}, status="failed")
     write_sweep(tmp_path, [*runs, failed])
-    text, summary = sweep_report.write(tmp_path)
+    text, summary = report.write(tmp_path)
     assert summary == {"arms": 9, "done": 8, "failed": ["failed"], "table": str(tmp_path / "table.md")}
     assert (tmp_path / "table.md").read_text() == text + "\n![curves](curves.png)\n"
     assert text == table_text(group([*runs, failed], METRIC), METRIC)
@@ -149,17 +149,17 @@ def test_write(tmp_path, runs):
 
 def test_write_before_any_arm_is_done(tmp_path):
     write_sweep(tmp_path, [make_run("a", {"lr": 1}, status="waiting")])
-    _, summary = sweep_report.write(tmp_path)
+    _, summary = report.write(tmp_path)
     assert summary["done"] == 0
     assert not (tmp_path / "curves.png").exists()
 
 
 def test_faults(tmp_path, runs):
     with pytest.raises(UserError, match="holds no sweep"):
-        sweep_report.write(tmp_path)
+        report.write(tmp_path)
     write_sweep(tmp_path, runs)
     with pytest.raises(UserError, match="no result holds 'test/acuracy'; did you mean 'test/accuracy'"):
-        sweep_report.write(tmp_path, "test/acuracy")
+        report.write(tmp_path, "test/acuracy")
 
 
 def test_text_that_is_markup_elsewhere():

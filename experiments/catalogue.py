@@ -115,7 +115,7 @@ def models_page() -> Iterator[str]:
             table = tables[name]
             counts = [f"{table.params:,}", f"{table.macs:,}"]
             rows.append([f"`{name}`", models.task(name).replace("_", " "), times(table.input_shape), *counts])
-        fields = [field.name for field in dataclasses.fields(family)]  # type: ignore[arg-type]
+        fields = [field.name for field in dataclasses.fields(family)]
         own = [field for field in fields if field not in (*COMMON, "parent", "name")]
         title = (sys.modules[family.__module__].__doc__ or "").splitlines()[0]
         yield from ("", f"## {family.__name__}", "", title, "", *markdown_table(rows, left=3), "")

@@ -29,7 +29,7 @@ class Job:
     arguments: tuple[str, ...]
     spot: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuses what scripts and documents cannot hold as it is.
 
         Raises:

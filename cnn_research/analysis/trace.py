@@ -88,7 +88,7 @@ def _trace(function: Callable[..., Any], *arguments: Any) -> tuple[ClosedJaxpr, 
     counts: Counter[str] = Counter()
     returned: dict[int, jax.Array] = {}  # by their ids, which no others get as long as they are here
 
-    def intercept(method: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def intercept(method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if context.method_name != "__call__":
             return method(*args, **kwargs)
         path = "/".join(context.module.path)

@@ -88,7 +88,7 @@ class Augmentation:
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("random_resized_crop", "aspect_ratio", "scale_jitter", "fill"):
             # A list from JSON becomes a tuple again: the configuration is hashed where it is a static argument of jit.
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))

@@ -45,7 +45,7 @@ class MaskSpec:
     values: tuple[int, ...] = ()
     borders: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.num_classes < UNKNOWN:
             raise UserError(f"model.num_classes={self.num_classes}: a mask has 1 to {UNKNOWN - 1} classes")
         if self.values and (len(self.values) != self.num_classes or not all(0 <= value < 256 for value in self.values)):
@@ -81,7 +81,7 @@ class ImageSpec:
     proposals: Proposals | None = None
     skip_corrupt: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.resize not in RESIZE:
             raise UserError(f"data.resize={self.resize!r} is unknown; {nearest(self.resize, RESIZE)}")
         if self.channels not in (1, 3):

@@ -31,7 +31,7 @@ class SelectiveSearch:
     mode: str = "fast"
     width: int = 500
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"selective search has no mode {self.mode!r}; {nearest(self.mode, MODES)}")
         if self.width < 1:

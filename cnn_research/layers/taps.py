@@ -30,7 +30,7 @@ def record(function: Callable[[], Any], taps: dict[str, Array] | None = None) ->
     """
     outputs: dict[str, Array] = {}
 
-    def intercept(method: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def intercept(method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output = method(*args, **kwargs)
         if context.method_name != "__call__" or not isinstance(output, jax.Array):
             return output
@@ -77,7 +77,7 @@ def intermediates(module: nn.Module, layers: Sequence[str], *args: Any, **kwargs
     found: dict[str, Array] = {}
     wanted = ["/".join((*module.path, *filter(None, [layer]))) for layer in layers]
 
-    def intercept(method: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def intercept(method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         # Not sooner: what the interceptors around this one make of the last output comes after it.
         if found.keys() >= set(wanted):
             raise _EnoughError

@@ -36,7 +36,7 @@ def as_body(network: nn.Module, **fields: Any) -> nn.Module:
       network: with these fields.
       **fields: others of the body's; those that it does not have are left out.
     """
-    make = CLASSIFIERS[network.body]  # type: ignore[attr-defined]
+    make = CLASSIFIERS[network.body]
     own = vars(make(parent=None))
     values = {field: getattr(network, field) for field in SHARED} | fields
     if values["norm"] == "none":

@@ -40,7 +40,7 @@ class Classification:
 
     primary_metric: ClassVar[str] = "accuracy"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.label_smoothing, jax.Array) and not 0 <= self.label_smoothing < 1:
             raise UserError(f"loss.label_smoothing={self.label_smoothing} is no share; give a number from 0 to below 1")
         if self.criterion not in CRITERIA:

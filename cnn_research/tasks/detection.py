@@ -35,7 +35,7 @@ class Detection(AveragePrecision):
     nms_threshold: float = 0.5
     max_detections: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("coordinates_weight", "no_object_weight"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise UserError(f"loss.{field}={getattr(self, field)} is no weight; give a number from 0")

@@ -44,7 +44,7 @@ class Localization:
 
     primary_metric: ClassVar[str] = "localization_accuracy"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
             raise UserError(f"loss.criterion={self.criterion!r} is unknown; {nearest(self.criterion, CRITERIA)}")
         if not 0 <= self.box_weight < math.inf:

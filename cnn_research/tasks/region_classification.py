@@ -68,7 +68,7 @@ class RegionClassification(AveragePrecision):
 
     phases: ClassVar[tuple[str, ...]] = ("machines", "box")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shares = ("foreground", "positives", "machine_background", "box_foreground", "nms_threshold")
         check_fields(self, shares, counts=("regions_drawn", "regions_at_once", "max_detections"))
         for field in ("machine_cost", "ridge"):

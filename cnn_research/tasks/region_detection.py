@@ -61,7 +61,7 @@ class RegionDetection(AveragePrecision):
     nms_threshold: float = 0.5
     max_detections: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shares = ("anchor_foreground", "anchor_background", "anchor_positives", "foreground", "positives")
         check_fields(
             self,

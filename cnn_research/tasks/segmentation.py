@@ -49,7 +49,7 @@ class Segmentation:
 
     primary_metric: ClassVar[str] = "mean_iou"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
             raise UserError(f"loss.criterion={self.criterion!r} is unknown; {nearest(self.criterion, CRITERIA)}")
         if not all(0 <= weight < math.inf for weight in self.class_weights):

@@ -77,34 +77,34 @@ def matches(regex: str, field: str) -> Callable[[Any], Any]:
 
 
 def _sgd(
-    config: ConfigDict, schedule: optax.Schedule, decay: Callable, nesterov: bool = False
+    config: ConfigDict, schedule: optax.Schedule, decay: Callable[..., Any], nesterov: bool = False
 ) -> optax.GradientTransformation:
     decayed = optax.add_decayed_weights(config.weight_decay, decay)
     return optax.chain(decayed, optax.sgd(schedule, momentum=config.momentum or None, nesterov=nesterov))
 
 
-def _nesterov(config: ConfigDict, schedule: optax.Schedule, decay: Callable) -> optax.GradientTransformation:
+def _nesterov(config: ConfigDict, schedule: optax.Schedule, decay: Callable[..., Any]) -> optax.GradientTransformation:
     return _sgd(config, schedule, decay, nesterov=True)
 
 
-def _adamw(config: ConfigDict, schedule: optax.Schedule, decay: Callable) -> optax.GradientTransformation:
+def _adamw(config: ConfigDict, schedule: optax.Schedule, decay: Callable[..., Any]) -> optax.GradientTransformation:
     return optax.adamw(
         schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decay
     )
 
 
-def _lars(config: ConfigDict, schedule: optax.Schedule, decay: Callable) -> optax.GradientTransformation:
+def _lars(config: ConfigDict, schedule: optax.Schedule, decay: Callable[..., Any]) -> optax.GradientTransformation:
     # Norms and biases take plain steps: You et al. 2017 (arXiv:1708.03888) scale the layers' weights only.
     return optax.lars(schedule, config.weight_decay, decay, trust_ratio_mask=decay, momentum=config.momentum)
 
 
-def _lamb(config: ConfigDict, schedule: optax.Schedule, decay: Callable) -> optax.GradientTransformation:
+def _lamb(config: ConfigDict, schedule: optax.Schedule, decay: Callable[..., Any]) -> optax.GradientTransformation:
     return optax.lamb(
         schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decay
     )
 
 
-def _muon(config: ConfigDict, schedule: optax.Schedule, decay: Callable) -> optax.GradientTransformation:
+def _muon(config: ConfigDict, schedule: optax.Schedule, decay: Callable[..., Any]) -> optax.GradientTransformation:
     def matrices(params: Any) -> Any:
         """A convolution's kernel [height, width, in, out] is a matrix from its window to its outputs."""
         axes = {2: ((0,), (1,)), 4: ((0, 1, 2), (3,))}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -99,7 +100,7 @@ class Jit:
 
     def _replicate_from_host(self, x: Any) -> jax.Array:
         """Does so where a single process's array cannot be put on the devices of others."""
-        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(self._replicate_from_host(jax.random.key_data(x)))
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, self.replicated, lambda index: x[index])
@@ -118,7 +119,7 @@ class Jit:
             return jax.device_put(batch, self.batch_sharding)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.batch_sharding, x), batch)
 
-    def compile(self, step: Callable, layout: TrainState | None = None) -> Callable:
+    def compile(self, step: Callable[..., Any], layout: TrainState | None = None) -> Callable[..., Any]:
         """Compiles `step(state, batch, data) -> (state, metrics)`; the old state's memory is reused.
 
         Args:
@@ -159,7 +160,7 @@ class Pmap(Jit):
         count = self.mesh.local_mesh.size
         return {key: value.reshape(count, -1, *value.shape[1:]) for key, value in batch.items()}
 
-    def compile(self, step: Callable, layout: TrainState | None = None) -> Callable:
+    def compile(self, step: Callable[..., Any], layout: TrainState | None = None) -> Callable[..., Any]:
         """Compiles `step(state, batch, data) -> (state, metrics)`; the metrics are those of the first replica."""
         mapped = jax.pmap(step, axis_name=DEVICE_AXIS, donate_argnums=0, devices=list(self.mesh.devices.flat))
 

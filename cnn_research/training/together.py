@@ -175,7 +175,7 @@ class StepAlone:
         return jax.jit(part.enter, donate_argnums=0, out_shardings=self._layout)(state)
 
 
-def side_by_side(function: Callable, in_axes: Sequence[int | None]) -> Callable:
+def side_by_side(function: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
     """Does what `jax.vmap` does, by a copy of the function for each of the runs.
 
     With `vmap` the convolutions of several kernels become grouped ones, which are slow on CPUs. Eight LeNet-5 of batch

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from cnn_research.errors import UserError
-from cnn_research.ops import convolution
+from cnn_research.ops import convolution, transposed_forms
 from cnn_research.ops import convolution_forms as forms
 from cnn_research.ops.convolution import convolve, convolve_transposed
 from cnn_research.ops.convolution_forms import Window
@@ -142,8 +142,12 @@ def assert_close(actual, expected, tolerance):
         (forms.whole, 3, (7, 6, 3, 4), 1, 0, 1),
         (forms.of_patches, 3, (7, 7, 3, 4), 1, 3, 1),
         (forms.depthwise, 6, (3, 3, 1, 12), 2, 1, 6),
+        (forms.depthwise, 6, (4, 3, 1, 6), 1, 1, 6),
+        (forms.of_few_channels, 8, (3, 3, 4, 6), 1, 1, 2),
+        (forms.of_few_channels, 9, (3, 2, 3, 24), 1, 1, 3),
+        (forms.of_few_channels, 8, (2, 3, 2, 8), 2, 1, 4),
         (forms.grouped, 32, (3, 3, 16, 32), 1, 1, 2),
-        (forms.grouped, 24, (3, 3, 2, 36), 2, 1, 12),
+        (forms.grouped, 24, (5, 4, 2, 36), 2, 1, 12),
         (forms.grouped, 4, (9, 9, 2, 4), 1, 4, 2),
     ],
 )
@@ -231,7 +235,7 @@ def test_transposed_is_the_gradient_of_convolution(size, stride, padding, more, 
     np.testing.assert_allclose(y, *pull(x), rtol=1e-4, atol=1e-5)
 
     window = Window(widths=((padding, padding), (padding, padding)), **options)
-    plain = partial(forms.among_zeros, window=window)
+    plain = partial(transposed_forms.among_zeros, window=window)
     cotangent = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
     ours = with_gradients(partial(convolve_transposed, padding=padding, **options), x, kernel, cotangent)
     assert_close(ours, with_gradients(plain, x, kernel, cotangent), 1e-5)

@@ -13,8 +13,8 @@ from cnn_research.ops.geometry import transposed_output_size
 def stamps_apart(kernel_shape: Sequence[int], window: Window) -> bool:
     """Tells whether no two stamps overlap, without groups.
 
-    Then XLA's CPU compiler does not multiply by the zeros between pixels, and is as fast forwards as `by_phases`, or 1.8
-    times, where that is given new pages for its product.
+    Then XLA's CPU compiler does not multiply by the zeros between pixels, and is as fast forwards as `by_phases`: 0.9
+    to 1.1 times, and 1.8 where the other is given new pages of memory for its product.
 
     Args:
       kernel_shape: height, width, channels, features.

@@ -164,6 +164,26 @@ def test_forms_for_a_cpu_equal_the_plain_one(form, channels, kernel_shape, strid
     assert_close(ours, with_gradients(plain, *wide), tolerance)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel_shape", "strides", "padding", "groups"),
+    [
+        ((2, 3, 67, 2), (3, 2, 1, 4), 1, 1, 2),  # depthwise, of 68 columns: 22 times 3, and 2
+        ((2, 9, 70, 2), (2, 3, 1, 2), 2, 0, 2),
+        ((2, 24, 22, 3), (2, 2, 3, 4), 1, 1, 1),  # the output grows, of many pixels
+        ((2, 4, 5, 3), (2, 2, 3, 4), 1, 1, 1),
+    ],
+)
+def test_gradients_of_kernels_image_by_image(shape, kernel_shape, strides, padding, groups):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=each), jnp.float32) for each in (shape, kernel_shape))
+    plain = partial(forms.plain, window=Window((strides,) * 2, ((padding,) * 2,) * 2, groups=groups))
+    cotangent = jnp.asarray(rng.normal(size=jax.eval_shape(plain, x, kernel).shape), jnp.float32)
+    ours = partial(convolve, strides=strides, padding=padding, groups=groups)
+    assert_close(with_gradients(ours, x, kernel, cotangent), with_gradients(plain, x, kernel, cotangent), 1e-5)
+    _, _, gradient = with_gradients(ours, x[:0], kernel, cotangent[:0])
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize(("images", "side"), [(9, 64), (11, 56)])
 def test_gradient_of_a_kernel_by_many_pixels(images, side):
     """It is a sum over parts of one image each; or over all at once, where one is too small and 11 has no divisors."""

@@ -47,9 +47,9 @@ class Window:
 Form = Callable[[Array, Array, Window], Array]
 
 
-# Up to so many taps and products a CPU adds them up value by value.
+# Up to so many taps, and so many channels in a group, a CPU adds up products value by value.
 MOST_TAPS = 9
-MOST_PRODUCTS = 36
+MOST_CHANNELS = 4
 
 
 def on_cpu(x_shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> Form:
@@ -63,7 +63,8 @@ def on_cpu(x_shape: Sequence[int], kernel_shape: Sequence[int], window: Window) 
     if window.groups > 1:
         if kernel_shape[2] == 1:
             return depthwise
-        return of_few_channels if math.prod(kernel_shape[:3]) <= MOST_PRODUCTS else grouped
+        few = math.prod(kernel_shape[:2]) <= MOST_TAPS and kernel_shape[2] <= MOST_CHANNELS
+        return of_few_channels if few else grouped
     if window.valid == window and tuple(kernel_shape[:2]) == (1, 1):
         return pointwise
     if window.valid == window and tuple(kernel_shape[:2]) == tuple(x_shape[1:3]):
@@ -241,8 +242,7 @@ def of_few_channels_by_images(
     rows, columns = (
         (step * (extent - 1) - before, step * (extent - 1) - after) for extent, (before, after), step in axes
     )
-    few = math.prod((height, width, features // window.groups)) <= MOST_PRODUCTS
-    if window.strides != (1, 1) or min(*rows, *columns) < 0 or not few:
+    if window.strides != (1, 1) or min(*rows, *columns) < 0 or features > MOST_CHANNELS * window.groups:
         return grouped(x, kernel, window)
     parts = jnp.flip(kernel, (0, 1)).reshape(height, width, channels, window.groups, features // window.groups)
     exchanged = parts.swapaxes(2, 4).reshape(height, width, -1, x.shape[-1])

@@ -1,5 +1,6 @@
 """Convolution as networks use the word, cross-correlation summed over channels, and its transpose."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 
 from cnn_research.errors import UserError
 from cnn_research.ops import convolution_forms as forms
+from cnn_research.ops import transposed_forms
 from cnn_research.ops.convolution_forms import Window
 from cnn_research.ops.geometry import Padding, explicit_padding, output_size, pair, transposed_output_size
 from cnn_research.ops.padding import pad
@@ -139,11 +141,14 @@ def _convolve_by_kernel(x: Array, kernel: Array, window: Window) -> Array:
     def on_cpu(x: Array, kernel: Array) -> Array:
         if window.groups == 1 and forms.output_grows(kernel.shape, window):
             return forms.of_patches_by_kernel(x, kernel, window)
-        if window.groups > 1 and kernel.shape[2] == 1:
+        if window.groups > 1 and kernel.shape[2] == 1 and math.prod(kernel.shape[:2]) <= forms.MOST_TAPS:
             return forms.depthwise_by_kernel(x, kernel, window)
         if window.groups > 1 and window.strides == (1, 1):
             return forms.grouped(x, kernel, window)
-        if forms.on_cpu(x.shape, kernel.shape, window) is forms.pointwise:
+        form = forms.on_cpu(x.shape, kernel.shape, window)
+        if form is forms.of_few_channels:
+            return forms.grouped(forms.stored(x), kernel, window)
+        if form is forms.pointwise:
             return forms.pointwise_by_kernel(forms.stored(x), kernel, window)
         return _convolve(forms.stored(x), kernel, window)
 
@@ -152,9 +157,10 @@ def _convolve_by_kernel(x: Array, kernel: Array, window: Window) -> Array:
 
 def _convolve_by_images(x: Array, kernel: Array, window: Window) -> Array:
     """Convolves so that the transpose by the images, their gradient, is fast inside of loops too."""
-    if window.groups > 1 or forms.on_cpu(x.shape, kernel.shape, window) is not forms.plain:
+    faster = {forms.plain: forms.turned, forms.of_few_channels: forms.of_few_channels_by_images}
+    if (form := forms.on_cpu(x.shape, kernel.shape, window)) not in faster:
         return _convolve(x, kernel, window)
-    on_cpu, default = partial(forms.turned, window=window), partial(forms.plain, window=window)
+    on_cpu, default = partial(faster[form], window=window), partial(forms.plain, window=window)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
@@ -176,18 +182,20 @@ _once_traced = jax.jit(_convolve, static_argnums=2, inline=True)
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _convolve_transposed(x: Array, kernel: Array, window: Window) -> Array:
+    if transposed_forms.stamps_apart(kernel.shape, window):
+        return transposed_forms.among_zeros(x, kernel, window)
     return _transposed(x, kernel, window, _convolve)
 
 
 def _transposed(x: Array, kernel: Array, window: Window, convolve: forms.Form) -> Array:
     """Stamps in the form of the backend; in that for a CPU, by a convolution that is given."""
     if window.dilation != (1, 1):
-        return forms.among_zeros(x, kernel, window)
+        return transposed_forms.among_zeros(x, kernel, window)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(forms.by_phases, window=window, convolve=convolve),
-        default=partial(forms.among_zeros, window=window),
+        cpu=partial(transposed_forms.by_phases, window=window, convolve=convolve),
+        default=partial(transposed_forms.among_zeros, window=window),
     )
 
 
@@ -196,7 +204,7 @@ def _convolve_transposed_jvp(window: Window, primals: Any, tangents: Any) -> tup
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
     parts = []  # one at least, or JAX would not differentiate
     if not isinstance(x_tangent, SymbolicZero):
-        parts.append(forms.among_zeros(x_tangent, kernel, window))  # whose transpose is a plain convolution
+        parts.append(transposed_forms.among_zeros(x_tangent, kernel, window))  # whose transpose is a plain convolution
     if not isinstance(kernel_tangent, SymbolicZero):
         parts.append(_transposed(x, kernel_tangent, window, _convolve_by_kernel))
     return _convolve_transposed(x, kernel, window), sum(parts[1:], parts[0])

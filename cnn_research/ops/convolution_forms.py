@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
-from cnn_research.ops.geometry import Pair, output_size, transposed_output_size
+from cnn_research.ops.geometry import Pair, output_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Window:
 Form = Callable[[Array, Array, Window], Array]
 
 
+# Up to so many taps, and so many channels in a group, a CPU adds up products value by value.
+MOST_TAPS = 9
+MOST_CHANNELS = 4
+
+
 def on_cpu(x_shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> Form:
     """Returns the form for a CPU.
 
@@ -56,7 +61,10 @@ def on_cpu(x_shape: Sequence[int], kernel_shape: Sequence[int], window: Window) 
       window: how it slides.
     """
     if window.groups > 1:
-        return depthwise if kernel_shape[2] == 1 else grouped
+        if kernel_shape[2] == 1:
+            return depthwise
+        few = math.prod(kernel_shape[:2]) <= MOST_TAPS and kernel_shape[2] <= MOST_CHANNELS
+        return of_few_channels if few else grouped
     if window.valid == window and tuple(kernel_shape[:2]) == (1, 1):
         return pointwise
     if window.valid == window and tuple(kernel_shape[:2]) == tuple(x_shape[1:3]):
@@ -164,13 +172,12 @@ def depthwise_by_kernel(
 
     That is a sum of products over all pixels for each tap, which XLA's CPU compiler vectorizes where it is a chain of
     additions of columns, each [height, channels]. So the kernel is spread over as many rows, and multiplies one column
-    after the other. For 3x3 kernels, 128 channels, [16, 28, 28], the gradient is 7 times as fast as that of `grouped`.
+    after the other. For 3x3 kernels, 128 channels, [16, 28, 28], the gradient is 6 times as fast as that of `grouped`.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     size = kernel.shape[:2]
     height, width = map(output_size, x.shape[1:3], size, window.strides, window.widths, window.dilation)
-    # The time to compile grows with the number of products: no more than of 3x3 taps with 32 columns each.
-    columns = -(-width // min(32, max(1, 288 // math.prod(size))))
+    columns = -(-width // 32)  # side by side, so that no chain is longer than 32: the time to compile grows with it
     taps = kernel.astype(wide).reshape(-1, 1, 1, kernel.shape[-1])
     taps = jnp.broadcast_to(taps, (len(taps), height, columns, kernel.shape[-1]))
 
@@ -194,6 +201,54 @@ def _image_by_image(
     """
     alone = jax.checkpoint(lambda image, kernel: convolve(image[None], kernel)[0], prevent_cse=False)
     return lax.map(lambda image: alone(image, kernel), x)
+
+
+def of_few_channels(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Adds up the products of taps and channels value by value, an image at a time; in float32 at least.
+
+    For 3x3 kernels of 4 channels, 32 groups, [16, 28, 28], 1.8 times as fast as `grouped`.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    channels, features = kernel.shape[2:]
+
+    def convolve(x: Array, taps: Array) -> Array:
+        padded = jnp.pad(x.astype(wide), ((0, 0), *window.widths, (0, 0)))
+        padded = padded.reshape(*padded.shape[:3], window.groups, channels)
+        products = []
+        for channel in range(channels):
+            spread = stored(jnp.repeat(padded[..., channel], features // window.groups, -1))
+            seen = _seen(spread, kernel.shape[:2], window.valid)
+            products += [each * tap for each, tap in zip(seen, taps[channel], strict=True)]
+        return sum(products[1:], products[0]).astype(x.dtype)
+
+    return _image_by_image(convolve, x, kernel.astype(wide).reshape(-1, channels, features).swapaxes(0, 1))
+
+
+def of_few_channels_by_images(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    window: Window,
+) -> Float[Array, "batch out_height out_width features"]:
+    """Convolves so that the transpose by the images, their gradient, is such a sum too, where it is a convolution.
+
+    It is written as the transpose of that one, by the kernel turned by 180° with inputs and outputs exchanged.
+    """
+    height, width, channels, features = kernel.shape
+    axes = zip((height, width), window.widths, window.dilation, strict=True)
+    rows, columns = (
+        (step * (extent - 1) - before, step * (extent - 1) - after) for extent, (before, after), step in axes
+    )
+    if window.strides != (1, 1) or min(*rows, *columns) < 0 or features > MOST_CHANNELS * window.groups:
+        return grouped(x, kernel, window)
+    parts = jnp.flip(kernel, (0, 1)).reshape(height, width, channels, window.groups, features // window.groups)
+    exchanged = parts.swapaxes(2, 4).reshape(height, width, -1, x.shape[-1])
+    back = dataclasses.replace(window, widths=(rows, columns))
+    y = jax.eval_shape(partial(plain, window=window), x, kernel)
+    return jax.linear_transpose(lambda y: of_few_channels(y, exchanged, back), y)(x)[0]
 
 
 def grouped(
@@ -244,7 +299,7 @@ def of_patches_by_kernel(
     kernel: Float[Array, "kernel_height kernel_width channels features"],
     window: Window,
 ) -> Float[Array, "batch out_height out_width features"]:
-    """Multiplies the patches of one image after the other: the gradient of the kernel is 1.7 times as fast.
+    """Multiplies the patches of one image after the other: the gradient of the kernel is 1.6 times as fast.
 
     All images' patches fill 14 MB and more, for 2x2 taps and 64 channels, [16, 28, 28]. Small images are multiplied
     together, since it takes some hundreds of pixels to make a product fast.
@@ -296,60 +351,3 @@ def stored(x: Array) -> Array:
     """
     with set_xla_metadata(inlineable="false"):
         return jax.jit(lambda x: x + 0)(x)
-
-
-def among_zeros(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
-    window: Window,
-) -> Float[Array, "batch out_height out_width features"]:
-    """Transposes a convolution as XLA does: by one of images between whose pixels stand zeros."""
-    axes = zip(kernel.shape[:2], window.widths, window.output_padding, window.dilation, strict=True)
-    borders = [
-        (distance * (extent - 1) - before, distance * (extent - 1) - after + more)
-        for extent, (before, after), more, distance in axes
-    ]
-    return lax.conv_general_dilated(
-        x,
-        jnp.flip(kernel, (0, 1)),
-        (1, 1),
-        borders,
-        lhs_dilation=window.strides,
-        rhs_dilation=window.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=window.groups,
-    )
-
-
-def by_phases(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "kernel_height kernel_width channels_per_group features"],
-    window: Window,
-    convolve: Form,
-) -> Float[Array, "batch out_height out_width features"]:
-    """Transposes a convolution, of dilation 1, by one without a stride whose features are the pixels between stamps.
-
-    XLA's CPU compiler multiplies by the zeros between pixels, and leaves the gradient of the kernel to plain loops: for
-    a 2x2 kernel, stride 2, 64 channels in and out, [16, 28, 28], this gradient is 20 times as fast.
-    """
-    (height, width, inputs, features), (down, right), groups = kernel.shape, window.strides, window.groups
-    taps = -(-height // down), -(-width // right)
-    # Tap s·q + r of a stamp falls into phase r of the pixel that lies q further on.
-    kernel = jnp.pad(kernel, ((0, taps[0] * down - height), (0, taps[1] * right - width), (0, 0), (0, 0)))
-    batch, rows, columns, _ = x.shape
-    if taps == (1, 1) and groups == 1:  # each row of a stamp lies in one piece, and is not put together pixel by pixel
-        by_rows = kernel.transpose(0, 2, 1, 3).reshape(down, 1, 1, inputs, right * features)
-        y = jnp.stack([convolve(x, row, Window()) for row in by_rows], 2)
-    else:
-        kernel = kernel.reshape(taps[0], down, taps[1], right, inputs, groups, features // groups)
-        kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 4, 5, 1, 3, 6).reshape(*taps, inputs, -1)
-        y = convolve(x, kernel, Window(widths=((taps[0] - 1,) * 2, (taps[1] - 1,) * 2), groups=groups))
-        rows, columns = y.shape[1:3]
-        y = y.reshape(batch, rows, columns, groups, down, right, features // groups).transpose(0, 1, 4, 2, 5, 3, 6)
-    y = y.reshape(batch, rows * down, columns * right, features)
-    y = jnp.pad(y, ((0, 0), *((0, more) for more in window.output_padding), (0, 0)))
-    sizes = map(
-        transposed_output_size, x.shape[1:3], (height, width), window.strides, window.widths, window.output_padding
-    )
-    (top, left), (rows, columns) = (before for before, _ in window.widths), sizes
-    return y[:, top : top + rows, left : left + columns]

@@ -216,12 +216,13 @@ def _reduced(
     along: Callable[[Array, _Line], Array],
     windows: Windows,
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Reduces each window: by `lax`, or on a CPU all places of small windows at once, others along one axis, then the other.
+    """Reduces each window: by `lax`, or on a CPU small windows at once, others along one axis after the other.
 
     There XLA loops over each window, value by value, and so it does for the gradient of a maximum. At once, 3x3 windows
-    are 1.8 to 8 times as fast forwards, and sums with the gradient 3 to 27 times. The gradient of a maximum is taken
-    along the axes, which is 5 to 19 times as fast (`python -m experiments.benchmark --suite=pool` on two cores, AVX-512,
-    jaxlib 0.10.2). The gradient of large sums at every pixel is twice as fast as such a loop, and so is left to it.
+    are 1.6 to 7 times as fast forwards, and sums with the gradient 2 to 7 times. The gradient of a maximum is taken
+    along the axes, which is 5 to 19 times as fast (`python -m experiments.benchmark --suite=pool` on two cores,
+    AVX-512, jaxlib 0.10.2). The gradient of large sums at every pixel is twice as fast as such a loop, and so is left
+    to it.
     """
     at_once = math.prod(windows[0]) <= MOST_AT_ONCE
     large = max(windows[0]) > LARGEST_UNROLLED or (operation is lax.add and max(windows[1]) == 1)

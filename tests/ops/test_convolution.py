@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from cnn_research.errors import UserError
-from cnn_research.ops import convolution
+from cnn_research.ops import convolution, transposed_forms
 from cnn_research.ops import convolution_forms as forms
 from cnn_research.ops.convolution import convolve, convolve_transposed
 from cnn_research.ops.convolution_forms import Window
@@ -143,8 +143,12 @@ def assert_close(actual, expected, tolerance):
         (forms.whole, 3, (7, 6, 3, 4), 1, 0, 1),
         (forms.of_patches, 3, (7, 7, 3, 4), 1, 3, 1),
         (forms.depthwise, 6, (3, 3, 1, 12), 2, 1, 6),
+        (forms.depthwise, 6, (4, 3, 1, 6), 1, 1, 6),
+        (forms.of_few_channels, 8, (3, 3, 4, 6), 1, 1, 2),
+        (forms.of_few_channels, 9, (3, 2, 3, 24), 1, 1, 3),
+        (forms.of_few_channels, 8, (2, 3, 2, 8), 2, 1, 4),
         (forms.grouped, 32, (3, 3, 16, 32), 1, 1, 2),
-        (forms.grouped, 24, (3, 3, 2, 36), 2, 1, 12),
+        (forms.grouped, 24, (5, 4, 2, 36), 2, 1, 12),
         (forms.grouped, 4, (9, 9, 2, 4), 1, 4, 2),
     ],
 )
@@ -166,6 +170,26 @@ def test_groups_are_put_together_until_they_have_16_channels(groups, channels, c
     shapes = (1, 8, 8, groups * channels), (3, 3, channels, groups * channels)
     grouped = jax.make_jaxpr(partial(forms.grouped, window=Window(groups=groups)))(*map(jnp.zeros, shapes))
     assert str(grouped).count("conv_general_dilated[") == convolutions
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel_shape", "strides", "padding", "groups"),
+    [
+        ((2, 3, 67, 2), (3, 2, 1, 4), 1, 1, 2),  # depthwise, of 68 columns: 22 times 3, and 2
+        ((2, 9, 70, 2), (2, 3, 1, 2), 2, 0, 2),
+        ((2, 24, 22, 3), (2, 2, 3, 4), 1, 1, 1),  # the output grows, of many pixels
+        ((2, 4, 5, 3), (2, 2, 3, 4), 1, 1, 1),
+    ],
+)
+def test_gradients_of_kernels_image_by_image(shape, kernel_shape, strides, padding, groups):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=each), jnp.float32) for each in (shape, kernel_shape))
+    plain = partial(forms.plain, window=Window((strides,) * 2, ((padding,) * 2,) * 2, groups=groups))
+    cotangent = jnp.asarray(rng.normal(size=jax.eval_shape(plain, x, kernel).shape), jnp.float32)
+    ours = partial(convolve, strides=strides, padding=padding, groups=groups)
+    assert_close(with_gradients(ours, x, kernel, cotangent), with_gradients(plain, x, kernel, cotangent), 1e-5)
+    _, _, gradient = with_gradients(ours, x[:0], kernel, cotangent[:0])
+    assert not gradient.any()
 
 
 @pytest.mark.parametrize(("images", "side"), [(9, 64), (11, 56)])
@@ -239,7 +263,7 @@ def test_transposed_is_the_gradient_of_convolution(size, stride, padding, more, 
     np.testing.assert_allclose(y, *pull(x), rtol=1e-4, atol=1e-5)
 
     window = Window(widths=((padding, padding), (padding, padding)), **options)
-    plain = partial(forms.among_zeros, window=window)
+    plain = partial(transposed_forms.among_zeros, window=window)
     cotangent = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
     ours = with_gradients(partial(convolve_transposed, padding=padding, **options), x, kernel, cotangent)
     assert_close(ours, with_gradients(plain, x, kernel, cotangent), 1e-5)

@@ -12,7 +12,6 @@ at a level from 1 to 5 of Hendrycks & Dietterich 2019. Other weights: `--weights
 """
 
 import dataclasses
-import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,8 +166,10 @@ def segmented(run: analysis.Run, split: str) -> Iterator[Segmented]:
     """Yields the index of a split's images, and what is true and what is said of their pixels, at their own size."""
     source, spec = run.open_split(split), eval_spec(run.config)
     assert spec.masks
-    examples = decoded(source, range(len(source)), spec)
-    while part := list(itertools.islice(examples, CHUNK)):
+    for begin in range(0, len(source), CHUNK):
+        part = list(decoded(source, range(begin, min(begin + CHUNK, len(source))), spec))
+        if not part:
+            continue
         maps = run.segment([image for _, image, _ in part], CHUNK)
         for (index, image, example), probabilities in zip(part, maps, strict=True):
             yield index, image, example[spec.masks.feature][..., 0], probabilities

@@ -60,11 +60,11 @@ class Evaluator:
         self.skipped = 0
         step = make_eval_step(model, task, preprocessing)
 
-        def run(variables: Any, batch: Any, data: Any) -> Any:
+        def step_and_facts(variables: Any, batch: Any, data: Any) -> Any:
             examples = gather(batch, data)
             return step(variables, batch, data), examples["example_mask"], examples["original_size"]
 
-        self._step = jax.jit(run, out_shardings=parallel.replicated)
+        self._step = jax.jit(step_and_facts, out_shardings=parallel.replicated)
 
     def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
         """Returns the metrics of the split, see `summarize`.

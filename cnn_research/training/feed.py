@@ -130,10 +130,12 @@ class Feed:
         else:
             steps = range(start, stop)
             streamed = batches.stream(self.source, self.order, self.spec, steps, block, self.workers)
-            for step, batch in zip(steps, streamed, strict=True):
-                indices, mask = self.order(step)
-                self.tell(indices[block][mask[block] & ~batch["example_mask"]])
-                yield batch
+            with contextlib.closing(streamed):
+                for step, batch in zip(steps, streamed, strict=True):
+                    if self.spec.skip_corrupt:
+                        indices, mask = self.order(step)
+                        self.tell(indices[block][mask[block] & ~batch["example_mask"]])
+                    yield batch
 
     def tell(self, skipped: Int[np.ndarray, " examples"]) -> None:
         """Names examples that were skipped, each once."""

@@ -8,6 +8,7 @@ what went wrong.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,9 +28,11 @@ def main() -> None:
     try:
         runs = json.loads(Path(_RUNS.value).read_text())
         configs = [resolve(run["config"], run["overrides"]) for run in runs]
-        workdirs = [run["workdir"] for run in runs]
-    except (ValueError, KeyError, TypeError) as error:
+        workdirs = [os.fspath(run["workdir"]) for run in runs]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{_RUNS.value} is no list of runs: {error}") from error
+    if not configs:
+        raise UserError(f"{_RUNS.value} is a list of no runs; give one at least")
     outcomes = training.train_together(configs, workdirs)
     faults = {Path(workdir).name: x for workdir, x in zip(workdirs, outcomes, strict=True) if isinstance(x, UserError)}
     for name, fault in faults.items():

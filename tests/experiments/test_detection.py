@@ -21,7 +21,7 @@ def test_a_run_from_training_to_pictures(script, tmp_path, caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         result = training.train(config, workdir, jax.devices()[:1])
     compiled = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
-    for step in ("traced", "step_and_sizes"):  # of training, and of evaluation, which ran twice
+    for step in ("traced", "step_and_facts"):  # of training, and of evaluation, which ran twice
         assert sum(f"jit({step})" in message for message in compiled) == 1, compiled
     run = analysis.load_run(workdir)
     assert run.class_names == ("ellipse", "rectangle", "triangle", "star")

@@ -21,7 +21,7 @@ def test_masks_are_drawn_and_written_at_the_size_of_the_image(tmp_path, monkeypa
         "valid": np.array([[True, True, False]]),
         "masks": np.ones((1, 3, 4, 4), np.float32),
     }
-    data = dict(image_size=(16, 16), channels=3, resize="stretch")
+    data = dict(image_size=(16, 16), channels=3, resize="stretch", max_objects=9, max_proposals=0, skip_corrupt=False)
     config = ConfigDict(dict(data=data, loss=dict(mask_threshold=0.5)))
     run = SimpleNamespace(config=config, class_names=("cell", "nucleus"), predict=lambda images: found)
     image = np.full((40, 60, 3), 255, np.uint8)

@@ -10,6 +10,7 @@ import pytest
 from cnn_research import analysis, training
 from cnn_research.errors import UserError
 from cnn_research.training import together
+from cnn_research.training.config import to_json
 
 SETTINGS = [
     {"seed": 0, "learning_rate": 0.02, "weight_decay": 5e-4, "label_smoothing": 0.0},
@@ -66,7 +67,7 @@ def test_one_that_fails_leaves_the_others_be(configs, alone, tmp_path):
     several = configs()
     several[0].optimizer.learning_rate = 1e30
     (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "config.json").write_text("{}")
+    (tmp_path / "1" / "config.json").write_text(to_json(several[0]))
     diverged, refused, result = training.train_together(several, [tmp_path / str(index) for index in range(3)])
     assert isinstance(diverged, UserError)
     assert "not finite at step" in str(diverged)

@@ -46,7 +46,7 @@ NETWORKS = {
     "alexnet": (CLASSES | dict(features=(8,) * 5, hidden=(32, 32), stem_kernel=3, stem_strides=2), SGD),
     "vgg11": (CLASSES | dict(width=1 / 16, hidden=(64,)), SGD),
     "nin_cifar": (CLASSES | dict(width=1 / 12), SGD),
-    "googlenet": (CLASSES | dict(width=1 / 16, stem="3x3", lrn=False), SGD | dict(learning_rate=0.002)),
+    "googlenet": (CLASSES | dict(width=1 / 16, stem="3x3", lrn=False), SGD | dict(learning_rate=0.0002)),
     "resnet20_cifar": (dict(num_classes=10, stage_sizes=(1, 1), features=8), SGD | dict(learning_rate=0.005)),
     "fcn8s": (BODY | dict(hidden=(32,), hidden_kernel=3), SGD),
     "deconvnet": (

@@ -1,8 +1,11 @@
+import errno
 import importlib.util
 import json
 import re
 
 import pytest
+
+from experiments import command_line
 
 DIGITS = "--config=experiments/configs/digits.py:lenet5"
 
@@ -40,6 +43,26 @@ def test_faults_end_in_one_line(shell, arguments, message):
     assert re.fullmatch(r"error: [^\n]+\n", stderr), stderr
     assert re.search(message, stderr), stderr
     assert not stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
+        (OSError(errno.EACCES, "Permission denied", "/there"), "error: /there: Permission denied\n"),
+    ],
+)
+def test_faults_of_disks_end_in_one_line(monkeypatch, capsys, fault, line):
+    def main():
+        raise fault
+
+    for name in ("_quiet", "enable_compilation_cache"):
+        monkeypatch.setattr(command_line, name, lambda: None)
+    monkeypatch.setattr(command_line, "_parse", lambda _: None)
+    with pytest.raises(SystemExit) as end:
+        command_line.run(main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="buckets can be read here")

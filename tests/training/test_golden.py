@@ -25,7 +25,10 @@ from cnn_research.training.together import step_alone
 GOLDEN = Path(__file__).parent / "golden" / "curves.json"
 COMMAND = "WRITE_GOLDEN=1 python -m pytest tests/training/test_golden.py"
 STEPS = 20
-TOLERANCE = 1e-4
+# Relative, of each loss and norm. Between jax 0.10.2 on Python 3.11 and jax 0.12.0 on 3.12 they are apart by 5e-7 at
+# most, and with LLVM's optimizations and without by as much; the rest is for other processors. One percent of the gain
+# of LeNet-5's initializer changes a loss by 7e-3, of ResNet's by 1e-3.
+TOLERANCE = 1e-5
 
 SGD = dict(name="sgd", learning_rate=0.02)
 ADAMW = dict(name="adamw", learning_rate=0.002, weight_decay=0.01)
@@ -46,7 +49,7 @@ NETWORKS = {
     "alexnet": (CLASSES | dict(features=(8,) * 5, hidden=(32, 32), stem_kernel=3, stem_strides=2), SGD),
     "vgg11": (CLASSES | dict(width=1 / 16, hidden=(64,)), SGD),
     "nin_cifar": (CLASSES | dict(width=1 / 12), SGD),
-    "googlenet": (CLASSES | dict(width=1 / 16, stem="3x3", lrn=False), SGD | dict(learning_rate=0.002)),
+    "googlenet": (CLASSES | dict(width=1 / 16, stem="3x3", lrn=False), SGD | dict(learning_rate=0.0002)),
     "resnet20_cifar": (dict(num_classes=10, stage_sizes=(1, 1), features=8), SGD | dict(learning_rate=0.005)),
     "fcn8s": (BODY | dict(hidden=(32,), hidden_kernel=3), SGD),
     "deconvnet": (
@@ -61,7 +64,7 @@ NETWORKS = {
     "faster_rcnn": (PROPOSING, SGD),
     "yolo": (
         dict(num_classes=4, grid=(4, 4), body="small", width=1 / 8, norm="batch", hidden=()),
-        ADAMW | dict(learning_rate=0.0005),
+        ADAMW | dict(learning_rate=0.0001),
     ),
     "mask_rcnn": (PROPOSING | dict(neck="none", mask_features=(16,), mask_size=4), SGD),
 }

@@ -18,9 +18,16 @@ def test_every_name_makes_a_task_whose_fields_are_flags():
         config = tasks.config(name)
         task = tasks.create(name, **config)
         assert isinstance(task, tasks.Task)
+        assert isinstance(task, tasks.PhasedTask) == (name == "region_classification")
         assert "name" not in config
         assert dict(config) == vars(task)
         assert hash(task) == hash(tasks.create(name))
+
+
+@pytest.mark.parametrize("name", ["detection", "instance_segmentation", "region_classification", "region_detection"])
+def test_fields_beside_inherited_ones_are_given_by_name(name):
+    with pytest.raises(TypeError, match="positional"):
+        type(tasks.create(name))(0.5)
 
 
 def test_fields_reach_the_task_and_the_config():

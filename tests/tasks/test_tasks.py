@@ -48,6 +48,7 @@ def test_a_whole_number_serves_as_a_float():
         ("classification", {"label_smothing": 0.1}, "did you mean 'label_smoothing'"),
         ("classification", {"label_smoothing": "much"}, "loss.label_smoothing='much' is of the wrong type"),
         ("classification", {"label_smoothing": True}, "loss.label_smoothing=True is of the wrong type"),
+        ("classification", {"label_smoothing": -0.1}, "loss.label_smoothing=-0.1"),
         ("classification", {"label_smoothing": 1.0}, "loss.label_smoothing=1.0"),
         ("classification", {"label_smoothing": float("nan")}, "loss.label_smoothing=nan"),
         ("classification", {"criterion": "maps"}, r"loss.criterion='maps' is unknown; did you mean 'map'"),

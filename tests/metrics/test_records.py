@@ -37,6 +37,8 @@ def check(joined, total=7):
 def test_records_of_one_process_are_put_in_order():
     mine, indices = of_process(0, 1)
     check(gather(mine[::-1], indices[::-1]))
+    with pytest.raises(ValueError, match="longer"):
+        gather(mine, indices[1:])
 
 
 def test_records_of_all_processes_are_put_in_order(monkeypatch):

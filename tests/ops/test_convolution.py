@@ -165,6 +165,13 @@ def test_forms_for_a_cpu_equal_the_plain_one(form, channels, kernel_shape, strid
     assert_close(ours, with_gradients(plain, *wide), tolerance)
 
 
+def test_output_grows_where_padding_is_wider_than_what_the_window_takes():
+    for vertical, horizontal, dilation in itertools.product(range(4), range(5), range(1, 3)):
+        window = Window(widths=((vertical, 0), (1, horizontal)), dilation=(dilation, 1))
+        grows = vertical > 2 * dilation or 1 + horizontal > 3
+        assert forms.output_grows((3, 4, 1, 1), window) == grows
+
+
 @pytest.mark.parametrize(("groups", "channels", "convolutions"), [(4, 16, 4), (4, 8, 2), (6, 3, 1)])
 def test_groups_are_put_together_until_they_have_16_channels(groups, channels, convolutions):
     shapes = (1, 8, 8, groups * channels), (3, 3, channels, groups * channels)

@@ -9,6 +9,7 @@ import pytest
 
 from cnn_research import models, tasks
 from cnn_research.errors import UserError
+from cnn_research.tasks.machines import fit_boxes, fit_machines
 
 FIELDS = dict(
     body="mlp",
@@ -96,6 +97,20 @@ def test_what_phases_learn_is_that_of_loops(batch, network):
                 move = ((truth[:2] + truth[2:]) - (region[:2] + region[2:])) / 2 / sides
                 grow = np.log((truth[2:] - truth[:2]) / sides)
                 np.testing.assert_allclose(boxes["offsets"][image, index], [*move, *grow], atol=1e-5)
+
+
+def test_layers_are_fitted_with_the_tasks_cost_and_ridge():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (2, 30))
+    sample = {
+        "features": rng.normal(size=(2, 30, 5)).astype(np.float32),
+        "signs": np.where(labels[..., None] == [1, 2, 3], 1, -1),
+        "labels": labels,
+        "offsets": rng.normal(size=(2, 30, 4)).astype(np.float32),
+    }
+    task, module = tasks.create("region_classification", machine_cost=0.5, ridge=3.0), models.create("rcnn", **FIELDS)
+    np.testing.assert_equal(task.fit(module, "machines", [sample]), fit_machines([sample], cost=0.5))
+    np.testing.assert_equal(task.fit(module, "box", [sample]), fit_boxes([sample], classes=3, ridge=3.0))
 
 
 def test_the_loss_is_that_of_all_regions_that_there_are(batch, network):

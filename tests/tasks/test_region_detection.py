@@ -1,11 +1,14 @@
 """The tasks of region networks: sums that do not depend on how a batch was cut, and what is found."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
 from cnn_research import models, tasks
 from cnn_research.errors import UserError
+from cnn_research.tasks import region_detection
 from cnn_research.tasks.region_detection import region_metrics
 from cnn_research.tasks.region_loss import Drawn, Truth
 
@@ -152,16 +155,37 @@ def test_metrics_of_regions_by_hand():
     assert metrics == {"region_accuracy": (1, 2), "proposal_recall": (1, 2)}
 
 
-def test_training_returns_new_batch_statistics():
-    task, module = tasks.create("region_detection"), models.create("faster_rcnn", **TINY | dict(norm="batch"))
+def test_training_returns_new_batch_statistics_and_every_field_is_used(monkeypatch):
+    expected = {
+        "anchor_loss": dict(foreground=0.8, background=0.2, count=30, positive_fraction=0.45, beta=0.15),
+        "draw_regions": dict(foreground=0.6, background=(0.1, 0.4), count=20, positive_fraction=0.35),
+        "region_loss": dict(beta=1.5),
+        "detect": dict(score_threshold=0.25, iou_threshold=0.65, count=7),
+    }
+    task = tasks.create(
+        "region_detection",
+        **dict(anchor_foreground=0.8, anchor_background=0.2, anchors_drawn=30, anchor_positives=0.45, anchor_beta=0.15),
+        **dict(foreground=0.6, background=(0.1, 0.4), regions_drawn=20, positives=0.35, beta=1.5),
+        **dict(score_threshold=0.25, nms_threshold=0.65, max_detections=7),
+    )
+    module = models.create("faster_rcnn", **TINY | dict(norm="batch"))
+    used = {}
 
-    def statistics(batch):
+    def watched(function, *args, **options):
+        used[function.__name__] = options
+        return function(*args, **options)
+
+    for name in expected:
+        monkeypatch.setattr(region_detection, name, partial(watched, getattr(region_detection, name)))
+
+    def every(batch):
         variables = module.init(jax.random.key(0), batch["image"], train=False)
         _, aux = task.loss(module, variables, batch, jax.random.key(0), train=True)
-        return variables["batch_stats"], aux["batch_stats"]
+        return variables["batch_stats"], aux["batch_stats"], task.predict(module, variables, batch)
 
-    before, after = jax.eval_shape(statistics, random_batch(2))
+    before, after, _ = jax.eval_shape(every, random_batch(2))
     assert before == after
+    assert used == expected
 
 
 def test_fields_at_their_limits_are_taken():

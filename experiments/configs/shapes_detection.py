@@ -74,6 +74,12 @@ def sweep_region_pool() -> Iterator[dict[str, object]]:
         yield {"config": "faster_rcnn", "model.region_pool": pool}
 
 
+def sweep_training() -> Iterator[dict[str, object]]:
+    """All layers of Faster R-CNN at once, and the paper's four stages."""
+    for how in ("joint", "alternating"):
+        yield {"config": "faster_rcnn", "loss.training": how}
+
+
 def sweep_machines() -> Iterator[dict[str, object]]:
     """R-CNN's machines at other weights of their losses; the softmax's scores are those before the phases."""
     for cost in (1e-4, 1e-3, 1e-2):

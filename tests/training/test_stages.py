@@ -3,7 +3,6 @@
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
@@ -18,7 +17,7 @@ from cnn_research.training.writers import read_records
 NETWORK = dict(
     num_classes=5,
     body="vgg11",
-    strides=(8,),
+    strides=(4,),
     width=1 / 32,
     norm="batch",
     anchor_sizes=(8.0, 16.0),
@@ -88,7 +87,7 @@ def test_parts_are_all_of_the_network(states):
     parts = {part: of_part(program, first["variables"], part) for part in PARTS}
     assert parts["rpn"]["params"].keys() == {"rpn"}
     assert parts["detector"]["params"].keys() == {"fc6", "head", "box"}
-    convolutions = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2")
+    convolutions = ("conv1_1", "conv2_1", "conv3_1", "conv3_2")
     assert parts["body"]["params"].keys() == {*convolutions, *(f"{layer}_norm" for layer in convolutions)}
 
 
@@ -136,7 +135,7 @@ def test_metrics_are_of_the_terms_that_learn(whole):
         assert 0 <= record["train/proposal_recall"] <= 1
 
 
-@pytest.mark.parametrize("step", [2, 3, 4, 6])
+@pytest.mark.parametrize("step", [2, 3, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 6))])
 def test_a_run_goes_on_from_any_step(whole, config, tmp_path, step):
     """As if it had been killed there, at a stage's border or within a stage; on the same device the bits are equal."""
     workdir, result = whole
@@ -150,6 +149,7 @@ def test_a_run_goes_on_from_any_step(whole, config, tmp_path, step):
     assert again["test/ap50"] == result["test/ap50"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parallel", "shard_state"), [("jit", "all"), ("pmap", "off")])
 def test_on_several_devices(states, whole, config, tmp_path, parallel, shard_state):
     """Replicas draw other regions than the whole batch; the stages are the same."""
@@ -174,16 +174,21 @@ def test_two_bodies_are_evaluated_and_not_restored(whole, config, states):
             analysis.load_run(workdir, step)
     with Checkpoints(workdir, metric="test/ap50", read_only=True) as checkpoints:
         assert checkpoints.best in (2, 6, 8)
-    batch = {"image": jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)}
-    variables, twin = held[4]["variables"], held[4]["twin"]
-    first = {name: tree | twin[name] for name, tree in variables.items()}
-    proposed = program.model.apply(first, batch["image"], train=False).regions
-    found = program.model.apply(variables, batch["image"], train=False, regions=proposed).classified
-    expected = program.task.predict(program.model, variables | {"twin": twin}, batch)
-    best = jax.nn.softmax(found.logits)[..., 1:].max((1, 2))
-    np.testing.assert_allclose(expected["scores"][:, 0], best, rtol=1e-5)
-    alone = program.task.predict(program.model, variables, batch)
-    assert not np.array_equal(alone["boxes"], expected["boxes"])
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+
+    @jax.jit
+    def found(variables, twin, images):
+        """Returns the best scores by hand, what is found with the twin, and what without."""
+        first = {name: tree | twin[name] for name, tree in variables.items()}
+        regions = program.model.apply(first, images, train=False).regions
+        logits = program.model.apply(variables, images, train=False, regions=regions).classified.logits
+        batch = {"image": images}
+        both = program.task.predict(program.model, variables | {"twin": twin}, batch)
+        return jax.nn.softmax(logits)[..., 1:].max((1, 2)), both, program.task.predict(program.model, variables, batch)
+
+    best, both, alone = found(held[4]["variables"], held[4]["twin"], images)
+    np.testing.assert_allclose(both["scores"][:, 0], best, rtol=1e-5)
+    assert not np.array_equal(both["boxes"], alone["boxes"])
 
 
 def test_at_a_steps_program(config):

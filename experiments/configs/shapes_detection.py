@@ -7,6 +7,11 @@ precision at an IoU of 0.5. `fast_rcnn` and `rcnn` are given the regions of sele
 about 20 ms an image and core (not in the times below); 98% of the objects have one with an IoU of at least 0.5.
 R-CNN's last two steps are its phases: the machines, then the boxes.
 
+With `--config.loss.training=alternating` Faster R-CNN learns in the paper's four stages, here for 70, 420, 70 and 140
+steps: in as many as jointly it comes to 86.1% AP50 and 61.7% COCO's AP. Bodies begin from scratch, and the one that
+stays has learnt in the second stage alone; with the shares of the authors' code, for bodies that have been trained,
+that is 117 steps, and it comes to 54.4% and 32.2%.
+
 Measured on 2 CPU cores, seed 0:
 
     yolo         95.7% AP50, 68.0% COCO's AP  about 8 min
@@ -97,7 +102,7 @@ def get_config(model: str = "yolo") -> ConfigDict:
     if by_regions:
         config.loss.regions_drawn = 32
     if model == "faster_rcnn":
-        config.loss.anchors_drawn = 64
+        config.loss.update(anchors_drawn=64, stage_shares=(1.0, 6.0, 1.0, 2.0))
     else:
         config.data.max_proposals = 64 * by_regions  # an image has 34 in the mean
     if model == "rcnn":

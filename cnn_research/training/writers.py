@@ -49,7 +49,7 @@ def read_json(path: epath.Path, *fields: str) -> dict[str, Any]:
     return _parse(path, [path.read_bytes()], fields)[0]
 
 
-def read_result(path: epath.Path, *fields: str) -> dict[str, float]:
+def read_result(path: epath.Path, *fields: str) -> dict[str, Any]:
     """Reads a run's `result.json`: numbers by name.
 
     Args:

@@ -42,7 +42,7 @@ from cnn_research.tasks.classification import Classification
 from cnn_research.training import config as configs
 from cnn_research.training.evaluation import check_classes, open_split
 from cnn_research.training.feed import image_spec
-from cnn_research.training.writers import Writer, environment, write_text
+from cnn_research.training.writers import Writer, environment, read_result, write_text
 from experiments import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a recipe, FILE.py or FILE.py:argument")
@@ -224,7 +224,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         config.data.num_examples, config.data.class_names = len(train_source), train_source.class_names
     _check_directory(config, workdir)
     if (workdir / "result.json").exists():
-        return json.loads((workdir / "result.json").read_text())
+        return read_result(workdir / "result.json", "step")
 
     began = time.monotonic()
     hog = Hog(tuple(config.data.crop_size or config.data.image_size), config.model.cell)

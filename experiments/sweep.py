@@ -33,7 +33,7 @@ from tqdm import tqdm
 from cnn_research import tasks
 from cnn_research.errors import UserError, nearest
 from cnn_research.training.signals import stop_requests
-from cnn_research.training.writers import write_text
+from cnn_research.training.writers import read_result, write_text
 from experiments import command_line
 from experiments.sweeps import report, submit
 from experiments.sweeps.arms import Arm, make_arms
@@ -119,7 +119,7 @@ def _say(text: str) -> None:
 
 def _result(workdir: Path, arm: Arm) -> dict[str, Any] | None:
     path = workdir / arm.name / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_result(epath.Path(path)) if path.exists() else None
 
 
 def _save(workdir: Path, arms: Sequence[Arm], status: dict[str, str], metric: str, description: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ from cnn_research.training.initialize import restore_run
 from cnn_research.training.parallel import make_parallel
 from cnn_research.training.program import Program, make_program
 from cnn_research.training.step import step_rngs
-from cnn_research.training.writers import read_records
+from cnn_research.training.writers import read_records, read_result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The content of `result.json`; {} while the run is unfinished."""
         path = self.workdir / "result.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_result(path, "step", "seconds", "images_per_second") if path.exists() else {}
 
     @functools.cached_property
     def _predict(self) -> Any:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import cv2
@@ -244,7 +244,7 @@ def stream(
     workers: int = 0,
     threads: int = 8,
     ahead: int = 4,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yields one process's block of the global batch of each step, read ahead by Grain.
 
     An element of the Grain pipeline is a whole batch: the position in the data is then the step, and a list of records

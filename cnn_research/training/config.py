@@ -23,6 +23,7 @@ OBJECTS = {
 }
 # Tasks that learn masks, and the feature that has them by default.
 MASKS = {"instance_segmentation": "instance_mask", "segmentation": "segmentation_mask"}
+CHECKED = ("loss.", "model.")  # groups whose fields' types are checked where their objects are made
 WORDS = ("data.class_names", "optimizer.milestones")  # what sequences hold that are not numbers
 PRECISION = {"f32": "float32", "bf16": "bfloat16"}
 
@@ -287,6 +288,10 @@ def _merged(defaults: Mapping[str, Any], stored: Mapping[str, Any], prefix: str)
             raise UserError(f"{prefix}{name} is {'no' if isinstance(default, Mapping) else 'a'} group of fields")
         if isinstance(default, Mapping):
             merged[name] = _merged(default, value, f"{prefix}{name}.")
+            continue
+        kinds = (float, int) if isinstance(default, float) else (type(default),)
+        if not prefix.startswith(CHECKED) and type(value) not in kinds:
+            raise UserError(f"{prefix}{name}={value!r} is of the wrong type; a right one is {default!r}")
     return merged
 
 

@@ -28,7 +28,7 @@ from cnn_research.training.progress import Progress, describe
 from cnn_research.training.run import NotFiniteError, Run, last_state
 from cnn_research.training.signals import Stopped, agreed_stop
 from cnn_research.training.together import check_alike, join
-from cnn_research.training.writers import environment, write_text
+from cnn_research.training.writers import environment, read_result, write_text
 
 # Steps that the host may be ahead of the devices. XLA's CPU client hangs for good with 32 of them where several devices
 # wait for each other: the threads that are to run a step all wait for room to begin another one.
@@ -92,7 +92,7 @@ def train_together(
                 program = make_program(config)
                 _check_directory(config, workdir)
                 if (workdir / "result.json").exists():
-                    outcomes[index] = json.loads((workdir / "result.json").read_text())
+                    outcomes[index] = read_result(workdir / "result.json", "step")
                     continue
                 closing.enter_context(_locked(workdir))
                 others = [*begun.values()]

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,58 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_json(path: epath.Path, *fields: str) -> dict[str, Any]:
+    """Reads an object that a run or a sweep wrote.
+
+    Args:
+      path: of the file.
+      *fields: that it must have.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    return _parse(path, [path.read_bytes()], fields)[0]
+
+
+def read_result(path: epath.Path, *fields: str) -> dict[str, Any]:
+    """Reads a run's `result.json`: numbers by name.
+
+    Args:
+      path: of the file.
+      *fields: that it must have.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    result = read_json(path, *fields)
+    if strange := [name for name, value in result.items() if type(value) not in (int, float)]:
+        raise UserError(f"{path} is damaged: {strange[0]} is no number; remove it, and the run measures itself again")
+    return result
+
+
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the records of a `metrics.jsonl`, or [] where there is none."""
+    """Returns the records of a `metrics.jsonl`, or [] where there is none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     path = epath.Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = _parse(path, path.read_bytes().splitlines(), ["step"]) if path.exists() else []
+    if any(type(record["step"]) is not int for record in records):
+        raise UserError(f"{path} is damaged: a step is no number; remove it")
+    return records
+
+
+def _parse(path: epath.Path, texts: Iterable[bytes], fields: Iterable[str]) -> list[dict[str, Any]]:
+    try:
+        found = [json.loads(text) for text in texts]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; remove it") from error
+    for each in found:
+        missing = sorted({*fields} - each.keys()) if isinstance(each, dict) else ["fields"]
+        if missing:
+            raise UserError(f"{path} is damaged: it has no {', '.join(missing)}")
+    return found
 
 
 class Writer:

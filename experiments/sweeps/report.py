@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +13,14 @@ from matplotlib.figure import Figure
 
 from cnn_research.analysis.figures import DPI, LINES, dress_curves
 from cnn_research.errors import UserError, nearest
-from cnn_research.training.writers import write_text
+from cnn_research.training.writers import read_json, write_text
 from experiments.markdown import markdown_table
 from experiments.sweeps.arms import short_names
 from experiments.sweeps.results import NOTHING, Group, Run, best, difference, group, pick, read_run
 
 SETTLED = 0.2  # share of the training after which curves are shown in full height
+
+ARM = {"name", "fields", "status"}  # what `sweep.json` says of each arm
 
 
 def write(workdir: epath.PathLike, metric: str = "") -> tuple[str, dict[str, Any]]:
@@ -66,7 +67,10 @@ def read_sweep(workdir: epath.Path, metric: str = "") -> tuple[dict[str, Any], l
     """
     if not (workdir / "sweep.json").exists():
         raise UserError(f"{workdir} holds no sweep: there is no sweep.json in it")
-    sweep = json.loads((workdir / "sweep.json").read_text())
+    sweep = read_json(workdir / "sweep.json", "metric", "arms")
+    arms = sweep["arms"]
+    if not isinstance(arms, list) or not all(isinstance(arm, dict) and arm.keys() >= ARM for arm in arms):
+        raise UserError(f"{workdir / 'sweep.json'} is damaged: an arm has not all of {', '.join(sorted(ARM))}")
     metric = metric or sweep["metric"]
     runs = [read_run(workdir, arm, metric) for arm in sweep["arms"]]
     results = [run.result for run in runs if run.result]

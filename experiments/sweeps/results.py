@@ -1,7 +1,6 @@
 """What the arms of a sweep have reached, grouped over their seeds."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 import scipy.stats
 from etils import epath
 
-from cnn_research.training.writers import read_records
+from cnn_research.training.writers import read_records, read_result
 from experiments.sweeps.arms import short_names
 
 SEED = "seed"
@@ -119,7 +118,7 @@ def read_run(workdir: epath.Path, arm: Mapping[str, Any], metric: str) -> Run:
       metric: of the curve.
     """
     path = workdir / arm["name"] / "result.json"
-    result = json.loads(path.read_text()) if path.exists() else None
+    result = read_result(path) if path.exists() else None
     status = "done" if result else arm["status"]
     records = read_records(workdir / arm["name"] / "metrics.jsonl")
     curve = {record["step"]: value for record in records if (value := pick(record, metric)) is not None}

@@ -78,7 +78,7 @@ SCRIPTS = {
         [*QUICK, "--workdir={out}", "--config.init_from={run}"],
         ["config", "workdir", "config.init_from", "config.init_except", "config.optimizer.freeze"],
     ),
-    "train_together": (["--runs={run}/config.json"], ["runs"]),
+    "sweeps.train_together": (["--runs={run}/config.json"], ["runs"]),
     "compare": (
         ["--runs={run}", "--out={out}", "--batch_sizes=", "--examples=8"],
         ["runs", "models", "step", "batch_sizes", "examples", "out"],

@@ -1,16 +1,20 @@
 """The config: flags, files, and what may differ when a run goes on."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from cnn_research import models, tasks
 from cnn_research.data.augmentation import Augmentation
 from cnn_research.errors import UserError
 from cnn_research.training import config as configs
+from cnn_research.training.program import make_program
 
 
 @pytest.fixture
@@ -125,6 +129,11 @@ def test_regions_are_given_where_the_stored_network_proposes_none():
         ({"task": "clasification", "model": {"name": "lenet5"}}, "task 'clasification' is unknown; did you mean"),
         ({"task": "classification", "model": {"name": "lenet5"}, "data": 3}, "data is no group of fields"),
         ({"task": "classification", "model": {"name": "lenet5"}, "seed": {}}, "seed is a group of fields"),
+        (
+            {"task": "classification", "model": {"name": "lenet5"}, "ema": None},
+            "ema=None is of the wrong type",
+        ),
+        ({"task": "classification", "model": {"name": "lenet5"}, "seed": True}, "seed=True is of the wrong type"),
     ],
 )
 def test_a_stored_config_that_is_none_is_damaged(tmp_path, stored, message):
@@ -268,3 +277,36 @@ def test_the_network_sees_the_mirrored_border():
     assert configs.input_shape(config.data) == (28, 38, 1)
     config.data.crop_size = (8, 6)
     assert configs.input_shape(config.data) == (16, 14, 1)
+
+
+ODD = (None, 3, -1, 1.5, True, "x", "", [], [1], [["a"]], {}, {"a": 1}, 1e308, "nan")
+
+
+@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_a_damaged_config_becomes_a_program_or_a_line(tmp_path, data):
+    """Bits flipped, lines lost, values of another type: never another exception."""
+    config = configs.default_config("lenet5")
+    config.data.num_examples = 100
+    content = configs.to_json(config).encode()
+    how = data.draw(st.sampled_from(("flip", "cut", "line", "value")))
+    if how == "value":
+        group = stored = config.to_dict()
+        while isinstance(group[name := data.draw(st.sampled_from(sorted(group)))], dict) and data.draw(st.booleans()):
+            group = group[name]
+        group[name] = data.draw(st.sampled_from(ODD))
+        content = json.dumps(stored).encode()
+    elif how == "line":
+        lines = content.splitlines(keepends=True)
+        del lines[data.draw(st.integers(0, len(lines) - 1))]
+        content = b"".join(lines)
+    else:
+        where = data.draw(st.integers(0, len(content) - 1))
+        flipped = bytes([content[where] ^ 1 << data.draw(st.integers(0, 7))])
+        content = content[:where] + (flipped + content[where + 1 :] if how == "flip" else b"")
+    (tmp_path / "config.json").write_bytes(content)
+    with contextlib.suppress(UserError):
+        read = configs.load(tmp_path)
+        assert isinstance(configs.unknown_fields(read), list)
+        if read.model.name in models.names():
+            make_program(read)

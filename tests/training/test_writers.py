@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from cnn_research.errors import UserError
 from cnn_research.training import writers
-from cnn_research.training.writers import Writer, environment, read_records, to_json, write_text
+from cnn_research.training.writers import Writer, environment, read_records, read_result, to_json, write_text
 
 
 def events(workdir):
@@ -205,3 +205,24 @@ def test_environment_without_git_has_no_commit(monkeypatch):
     found = environment()
     assert found["git_commit"] == ""
     assert found["git_dirty"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("result.json", b'{"step": 3', "is damaged: Expecting"),
+        ("result.json", b"\xff\xfe", "is damaged: "),
+        ("result.json", b"[]", "is damaged: it has no fields"),
+        ("result.json", b"{}", "is damaged: it has no step"),
+        ("result.json", b'{"step": "3"}', "is damaged: step is no number"),
+        ("metrics.jsonl", b'{"step": 1}\n{"step', "is damaged: "),
+        ("metrics.jsonl", b'{"step": 1}\n3\n', "is damaged: it has no fields"),
+        ("metrics.jsonl", b'{"stap": 1}\n', "is damaged: it has no step"),
+        ("metrics.jsonl", b'{"step": "1"}\n', "is damaged: a step is no number"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, message):
+    path = epath.Path(tmp_path / name)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} {message}"):
+        read_result(path, "step") if name == "result.json" else read_records(path)

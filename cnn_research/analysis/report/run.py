@@ -1,6 +1,5 @@
 """The report of a run: results, curves, classes, pictures, layers, config."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from cnn_research.errors import UserError
 from cnn_research.metrics import segmentation
 from cnn_research.tasks.average_precision import AveragePrecision
 from cnn_research.training import config as configs
-from cnn_research.training.writers import write_text
+from cnn_research.training.writers import read_json, write_text
 
 CLASSES = 200  # rows of the table of classes; more are cut off
 CURVES = 12  # classes whose precision and recall are drawn
@@ -62,7 +61,7 @@ def run_page(run: Run, table: Table, folder: epath.Path, split: str, measured: A
       fault: why not.
     """
     config, path = run.config, run.workdir / "environment.json"
-    environment = json.loads(path.read_text()) if path.exists() else {}
+    environment = read_json(path) if path.exists() else {}
     values = {} if measured is None else {f"{split}/{name}": v for name, v in run.task.summarize(measured).items()}
     sections = [Section("Results", _results(run, table, values, split, fault))]
     if run.metrics:

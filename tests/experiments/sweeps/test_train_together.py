@@ -17,7 +17,7 @@ import pytest
 )
 def test_what_is_no_list_of_runs_ends_in_one_line(shell, tmp_path, content, message):
     (tmp_path / "runs.json").write_text(content)
-    code, out, err = shell("train_together", f"--runs={tmp_path / 'runs.json'}")
+    code, out, err = shell("sweeps.train_together", f"--runs={tmp_path / 'runs.json'}")
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1

@@ -135,8 +135,8 @@ def test_regions_are_drawn_as_loops_say():
     regions[:, -5:] = 0  # no regions
     rules = dict(foreground=0.6, background=(0.1, 0.4))
     draw = partial(losses.draw_regions, KEY, **rules, count=60, positive_fraction=1.0)
-    drawn = jax.jit(jax.vmap(draw))(regions, truth)
-    few = jax.jit(jax.vmap(partial(draw, count=8, positive_fraction=0.25)))(regions, truth)
+    drawn = jax.device_get(jax.jit(jax.vmap(draw))(regions, truth))
+    few = jax.device_get(jax.jit(jax.vmap(partial(draw, count=8, positive_fraction=0.25)))(regions, truth))
     for image in range(images):
         there = np.flatnonzero(truth.valid[image])
         expected = []
@@ -240,7 +240,7 @@ def test_detections_are_those_of_loops():
     for score_threshold, iou_threshold, count in ((0.05, 0.5, 100), (0.3, 0.2, 10)):
         rules = dict(score_threshold=score_threshold, iou_threshold=iou_threshold, count=count)
         detect = jax.jit(jax.vmap(partial(losses.detect, image_size=size, **rules)))
-        found = detect(logits, offsets, boxes)
+        found = jax.device_get(detect(logits, offsets, boxes))
         assert found.boxes.shape == (images, count, 4)
         for image in range(images):
             expected = detections_by_hand(logits[image], offsets[image], boxes[image], size, *rules.values())

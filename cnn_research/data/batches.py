@@ -2,17 +2,18 @@
 
 import contextlib
 import functools
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from jaxtyping import Bool, Float32, Float64, Int, UInt8
 
 from cnn_research.data.borders import border_distance
@@ -34,6 +35,8 @@ from cnn_research.data.sources import Source
 from cnn_research.errors import UserError
 
 Batch = dict[str, np.ndarray]
+
+LOGGER = logging.getLogger(__name__)  # not Abseil's, whose warnings scripts keep out of what they print
 
 # What stands in the place of an example that is skipped, where that is not 0.
 SKIPPED = {"segmentation_mask": IGNORE, "border_distance": np.inf}
@@ -65,7 +68,7 @@ def load(
     batch = empty(len(indices), spec) | {"example_mask": mask.copy()}
     images, sizes = batch["image"], batch["original_size"]
     numbers = [()] * len(indices) if draws is None else draws.tolist()
-    dropped = 0
+    dropped: dict[int, int] = {}
     mask_feature = spec.masks.feature if spec.masks else ""
     for row, example in enumerate(source.read(indices.tolist(), mask_feature, spec.max_objects > 0)):
         try:
@@ -77,7 +80,7 @@ def load(
             if spec.max_objects:
                 objects = read_objects(example["objects"])
                 write_objects(objects, size, spec, batch, row, numbers[row])
-                dropped += objects.dropped
+                dropped[int(indices[row])] = objects.dropped
             if spec.proposals:
                 corners = spec.proposals.find(example["image"])
                 if corners is None:
@@ -92,11 +95,22 @@ def load(
                 values[row] = SKIPPED.get(name, 0)
         except UserError as error:
             raise UserError(f"{describe(source, indices[row])}: {error}") from error
-    if dropped:
-        logging.warning("split %s of %s: %d boxes without area dropped", source.split, source.name, dropped)
+    _tell_dropped(source, dropped)
     if "label" in batch and batch["label"].min() < 0:
         raise UserError(f"split {source.split!r} of data set {source.name!r} has examples without a label")
     return batch
+
+
+# Examples whose boxes were told of, by data set and split: a split is read again in each epoch.
+_TOLD: dict[tuple[str, str], set[int]] = {}
+
+
+def _tell_dropped(source: Source, dropped: Mapping[int, int]) -> None:
+    """Tells how many boxes of examples have no area, once for each example."""
+    told = _TOLD.setdefault((source.name, source.split), set())
+    if count := sum(boxes for index, boxes in dropped.items() if index not in told):
+        LOGGER.warning("split %s of %s: %d boxes without area dropped", source.split, source.name, count)
+        told.update(index for index, boxes in dropped.items() if boxes)
 
 
 def describe(source: Source, index: int | np.integer) -> str:

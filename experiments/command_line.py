@@ -52,7 +52,7 @@ def run(main: Callable[[], None]) -> None:
         if error.filename is None:
             _bug()
         # A path that cannot be read or written, a full disk.
-        distributed.end(2, f"error: {error.filename}: {error.strerror}")
+        distributed.end(2, f"error: {_one_line(f'{error.filename}: {error.strerror}')}")
     except ImportError as error:
         if not str(error).startswith("Please install"):  # fsspec's, of what reads a bucket
             _bug()

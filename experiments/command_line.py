@@ -53,7 +53,8 @@ def run(main: Callable[[], None]) -> None:
         # A path that cannot be read or written; a full disk, whose fault names no path.
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _bug()
-        distributed.end(2, "error: " + ": ".join(filter(None, (error.filename, error.strerror))))
+        said = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        distributed.end(2, f"error: {_one_line(said)}")
     except ImportError as error:
         if not str(error).startswith("Please install"):  # fsspec's, of what reads a bucket
             _bug()

@@ -214,6 +214,8 @@ class Checkpoints:
                 fault = _cause(error)
             if fault:
                 gc.collect()  # what Orbax's tasks say of themselves, they say when they are dropped
+        if fault:
+            _pass_over_late_reads()
         if jax.process_count() > 1 and multihost_utils.process_allgather(np.bool_(fault)).any():
             fault = fault or "another process cannot read it"
         return loaded, fault
@@ -295,7 +297,8 @@ def _cause(error: BaseException) -> str:
     """Returns the beginning of what the first of a chain of exceptions says, in one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return " ".join(f"{error}".split())[:500] or type(error).__name__
+    words = " ".join(f"{error}".split())[:500]
+    return words if " " in words else f"{type(error).__name__} {words}".rstrip()
 
 
 @contextlib.contextmanager
@@ -312,6 +315,20 @@ def _quietly() -> Iterator[None]:
         finally:
             logger.setLevel(level)
             sys.unraisablehook = hook
+
+
+def _pass_over_late_reads() -> None:
+    """Drops, from now on, what TensorStore's threads say where a read ends that Orbax no longer waits for.
+
+    Orbax gives up at the first fault, and closes the event loop that the other reads report to.
+    """
+    hook = sys.unraisablehook
+
+    def others(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "loop is closed" in str(unraisable.exc_value)):
+            hook(unraisable)
+
+    sys.unraisablehook = others
 
 
 def find_step(checkpoints: Checkpoints, step: int | str | None, workdir: epath.PathLike) -> int:

@@ -68,7 +68,7 @@ def test_faults_of_disks_end_in_one_line(monkeypatch, capsys, fault, line):
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="buckets can be read here")
 @pytest.mark.parametrize("name", ["a\nb", "a\x85b", "a\u2028b"])
 def test_a_file_whose_name_has_several_lines_is_named_in_one(shell, tmp_path, name):
-    code, out, err = shell("train_together", f"--runs={tmp_path}/{name}")
+    code, out, err = shell("sweeps.train_together", f"--runs={tmp_path}/{name}")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err == f"error: {tmp_path}/a b: No such file or directory\n"
 
